@@ -1,0 +1,1 @@
+"""What needs mitmproxy: the balancer's addon and the simulated engines."""

@@ -1,0 +1,102 @@
+"""Every error that this package raises on purpose, as one tree.
+
+AiLbError
+├── ConfigError        the configuration cannot be used; lists every problem found
+└── RouteError         this request cannot be placed; carries what the client is told
+    ├── NoRoute        404  no route matches
+    ├── NoEndpoint     503  the cluster has no endpoint that may serve it
+    ├── Saturated      429  every candidate is at its in-flight limit
+    └── InternalError  500  a fault of the balancer
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class AiLbError(Exception):
+    """Base of all errors of this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of a configuration file.
+
+    `line` counts from 1, None where no line is to blame. `path` is the key path, such as
+    `routes[0].lb_config.rate_limit`, "" for the file as a whole. `message` says what was expected.
+    """
+
+    path: str
+    message: str
+    line: int | None = None
+
+
+class ConfigError(AiLbError):
+    """The configuration cannot be used. `problems` lists all that was found, in file order."""
+
+    def __init__(self, source: str, problems: tuple[Problem, ...]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("; ".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One line for each problem: `file:line: key.path: what was expected`."""
+        return [
+            ": ".join(
+                part
+                for part in (
+                    self.source if problem.line is None else f"{self.source}:{problem.line}",
+                    problem.path,
+                    problem.message,
+                )
+                if part
+            )
+            for problem in self.problems
+        ]
+
+
+class RouteError(AiLbError):
+    """This request cannot be placed.
+
+    The message is for the client, so it holds no address, path or name of the installation.
+    `retry_after_s` is sent as Retry-After when it is set.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "ai_lb_internal"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class NoRoute(RouteError):
+    """No route matches the request's host, path and model."""
+
+    status = 404
+    code = "no_route"
+
+
+class ModelNotFound(RouteError):
+    """No endpoint of the cluster serves the model that was asked for."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class NoEndpoint(RouteError):
+    """The cluster has no endpoint that may serve the request now."""
+
+    status = 503
+    code = "no_endpoint"
+
+
+class Saturated(RouteError):
+    """Every candidate is at its in-flight limit."""
+
+    status = 429
+    code = "saturated"
+
+
+class InternalError(RouteError):
+    """A fault of the balancer itself."""

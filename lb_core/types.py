@@ -1,0 +1,183 @@
+"""The nouns: what crosses from one module to another. All values are frozen.
+
+Units: seconds end in `_s`; loads are numbers of requests; weights are relative, 1.0 is the usual one.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lb_core.request import LLMRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address that serves models. `name` identifies it over reloads and in all output."""
+
+    name: str
+    scheme: str
+    """`http` or `https`."""
+    host: str
+    port: int
+    weight: float = 1.0
+    max_in_flight: int | None = None
+    """The most requests it may have in flight over all balancers; None is no limit."""
+    models: tuple[str, ...] = ()
+    """Globs of the model names it serves; empty serves all."""
+
+    @property
+    def authority(self) -> str:
+        """What a Host header to it says: the port is left out where the scheme implies it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client request as the core sees it."""
+
+    id: str
+    tie: float
+    """In [0, 1): breaks ties between equals, so that a recorded decision replays to the same choice."""
+    host: str
+    path: str
+    """Without the query."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Read with `get` and lower-case names; they hold keys, so they are never shown."""
+    session: str | None = None
+    """What requests of one conversation or user have in common, where the client said so."""
+    llm: LLMRequest | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The model (or LoRA adapter) asked for, where the body names one."""
+        return self.llm.model if self.llm else None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One endpoint eligible for a request, and what a policy makes of it."""
+
+    endpoint: Endpoint
+    score: float | None = None
+    """Lower is better within a decision; None where the policy does not score."""
+    virtual_load: float = 0.0
+    """Load added to its in-flight count for reasons other than requests placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """The longest known prefix of a prompt: `matched` of its `cuts` were seen at endpoint `owner` before."""
+
+    owner: str
+    matched: int
+    cuts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a policy decides on: the endpoints of one cluster that may serve one request, as of now."""
+
+    cluster: str
+    candidates: tuple[Choice, ...]
+    """Unscored. The same object as long as the cluster's members do not change."""
+    in_flight: Mapping[str, int]
+    """Requests in flight over all balancers by endpoint name, as last heard; absent is 0."""
+    sequence: int
+    """How many decisions this cluster has made before; what rotates a round robin."""
+    prefix: PrefixMatch | None = None
+    """For policies that declare the signal `prefix`; None where nothing of the prompt is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Choices that the policy holds for equals, and why (`reason` is one of a policy's fixed words)."""
+
+    choices: tuple[Choice, ...]
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy prefers: tiers of equals, best first. The store places the request by it."""
+
+    policy: str
+    tiers: tuple[Tier, ...]
+    max_in_flight: int | None = None
+    """The policy's own limit per endpoint, beside the endpoint's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One in-flight slot held for one request. Given back by `Store.release`, which is idempotent."""
+
+    id: str
+    cluster: str
+    endpoint: Endpoint
+    tier: int
+    """Which tier of the decision the endpoint came from."""
+    in_flight: int
+    """Requests in flight at the endpoint, this one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One placed request: what `Balancer.route` returns and `Balancer.finish` takes back."""
+
+    request: Request
+    route: str
+    cluster: str
+    decision: Decision
+    lease: Lease
+    in_flight: Mapping[str, int]
+    """What was in flight at each candidate, by endpoint name, when the decision was made."""
+    started: float
+    """When the request came, on the balancer's clock."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the request goes."""
+        return self.lease.endpoint
+
+    @property
+    def tier(self) -> Tier:
+        """The tier that the endpoint was taken from."""
+        return self.decision.tiers[self.lease.tier]
+
+
+class Ending(enum.StrEnum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    """The response came to its end, whatever its status."""
+    CLIENT_LEFT = "client_left"
+    UPSTREAM_FAILED = "upstream_failed"
+    """Refused, reset, cut, or not HTTP."""
+    ABANDONED = "abandoned"
+    """The proxy gave up without telling which; found by the backstop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them; None where it did not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a placed request."""
+
+    ending: Ending
+    status: int | None = None
+    """The upstream's status; None when no response headers came."""
+    ttft_s: float | None = None
+    """From the request's arrival to the first event with content; streams only."""
+    duration_s: float | None = None
+    chunks: int = 0
+    usage: Usage = field(default_factory=Usage)
+    error: str | None = None
+    """A short text about what went wrong, without addresses."""
