@@ -1,0 +1,105 @@
+"""Addresses as people write them. Every fault is a ValueError whose text repeats no user name or password."""
+
+import ipaddress
+import re
+from urllib.parse import unquote, urlsplit
+
+from lb_core.config.model import Listen, RedisConfig
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
+_UNPRINTED = re.compile(r"[\s\x00-\x1f\x7f]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "redis+sentinel")
+
+
+def host_name(text: str) -> str:
+    """A host name in lower case and ASCII, or an IP address in its shortest form."""
+    if address := _ip_address(text):
+        return address
+    if len(text) > 254:  # the codec takes long for long names
+        raise ValueError("not a valid host name: longer than 253 characters")
+    try:
+        name = text.removesuffix(".").encode("idna").decode().lower()
+    except UnicodeError:
+        raise ValueError("not a valid host name: each part between dots has 1 to 63 characters") from None
+    labels = name.split(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) and len(label) <= 63 for label in labels):
+        raise ValueError("not a valid host name or IP address")
+    if labels[-1].isdigit():
+        raise ValueError("not a valid IP address")
+    return name
+
+
+def _ip_address(text: str) -> str | None:
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return None if "%" in bare else str(ipaddress.ip_address(bare))
+    except ValueError:
+        return None
+
+
+def port_number(text: str) -> int:
+    """A port from its decimal digits."""
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
+        return int(text)
+    raise ValueError("the port is not a whole number between 1 and 65535")
+
+
+def _host_and_port(text: str, default_port: int | None) -> tuple[str, int]:
+    """`host:port`, `[v6]:port`; the port may be left out where there is a default."""
+    host, colon, port = text, "", ""
+    if not text.endswith("]") and ":" in text:
+        host, colon, port = text.rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 address needs brackets, such as [::1]:8080")
+    if not port and (default_port is None or colon):
+        raise ValueError("the port is missing")
+    return host_name(host), port_number(port) if port else default_port or 0
+
+
+def listen(text: str) -> Listen:
+    """Where to listen: `8080` and `:8080` are every interface, else `host:port` or `[v6]:port`."""
+    if text.isdigit():
+        return Listen("", port_number(text))
+    if text.startswith(":") and text[1:].isdigit():
+        return Listen("", port_number(text[1:]))
+    return Listen(*_host_and_port(text, None))
+
+
+def endpoint_url(text: str) -> tuple[str, str, int]:
+    """Scheme, host and port of `http://host:port`; such a URL has nothing else."""
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _DEFAULT_PORTS:
+        raise ValueError("expected an http or https URL such as http://10.0.0.1:8000")
+    if _UNPRINTED.search(text):
+        raise ValueError("a URL has no white space or control characters")
+    if "@" in rest:
+        raise ValueError("an endpoint's URL has no user name or password")
+    if "?" in rest or "#" in rest or rest.partition("/")[2]:
+        raise ValueError("an endpoint's URL has no path, query or fragment; the request's own is kept")
+    host, port = _host_and_port(rest.removesuffix("/"), _DEFAULT_PORTS[scheme])
+    return scheme, host, port
+
+
+def redis_url(text: str, *, timeout_ms: int) -> RedisConfig:
+    """A Redis server from its URL. Plain servers come out as `serviceFQDN` would give them."""
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _REDIS_SCHEMES or _UNPRINTED.search(text):
+        raise ValueError(
+            "expected a Redis URL such as redis://10.0.0.5:6379/0;"
+            f" valid schemes: {', '.join(_REDIS_SCHEMES)}"
+        )
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    credentials, _, servers = authority.rpartition("@")
+    default_port = 26379 if scheme == "redis+sentinel" else 6379
+    addresses = [_host_and_port(server, default_port) for server in servers.split(",")]
+    host, port = addresses[0]
+    database = urlsplit(f"//h{rest.removeprefix(authority)}").path.strip("/")
+    if scheme in {"redis", "rediss"} and database and not (database.isascii() and database.isdigit()):
+        raise ValueError("the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0")
+    if scheme != "redis" or "?" in rest or "#" in rest or "," in servers or len(database) > 9:
+        return RedisConfig(host, port, timeout_ms=timeout_ms, url=text)
+    username, _, password = credentials.partition(":")
+    return RedisConfig(host, port, unquote(username), unquote(password), int(database or 0), timeout_ms)

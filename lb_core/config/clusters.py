@@ -1,0 +1,118 @@
+"""`clusters` → clusters and their endpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2s
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+from lb_core.config import addresses
+from lb_core.config.model import ClusterConfig
+from lb_core.config.report import Path, Report, Value, path_text
+from lb_core.config.shape import Number, Whole, build, known_keys
+from lb_core.types import Endpoint
+
+LONGEST_NAME = 128
+
+
+def checked_name(text: str) -> str:
+    """`text` as the name of something; a ValueError where logs, labels and Redis keys could not hold it."""
+    if not text or len(text) > LONGEST_NAME:
+        raise ValueError(f"a name has 1 to {LONGEST_NAME} characters")
+    if any(character.isspace() or not character.isprintable() or character in "{}" for character in text):
+        raise ValueError("a name has no white space, control characters or braces")
+    return text
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _url(value: object) -> tuple[str, str, int]:
+    return addresses.endpoint_url(value if isinstance(value, str) else "")
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
+Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_one_or_many)]
+
+
+@dataclass(frozen=True, slots=True)
+class _ClusterKeys:
+    balance: Literal["round_robin", "least_request", "random", "consistent_hash"] = "round_robin"
+
+
+@dataclass(frozen=True, slots=True)
+class _EndpointKeys:
+    url: Annotated[tuple[str, str, int], PlainValidator(_url)]
+    name: Name | None = None
+    weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
+    max_in_flight: Annotated[Whole, Field(ge=1)] | None = None
+    models: Globs = ()
+
+
+def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, ClusterConfig]:
+    """The clusters without fault; problems for the others."""
+    owners: dict[str, Path] = {}
+    clusters: dict[str, ClusterConfig] = {}
+    for name, raw in values.items():
+        at = ("clusters", name)
+        try:
+            checked_name(name)
+        except ValueError as error:
+            report.add(at, str(error))
+        cluster = known_keys(_ClusterKeys, report.mapping(raw, at), at, report, others=("endpoints",))
+        keys = build(_ClusterKeys, cluster, at, report)
+        endpoints = _endpoints(name, raw, at, report, owners) if isinstance(raw, dict) else ()
+        if keys is not None:
+            clusters[name] = ClusterConfig(name, endpoints, keys.balance)
+    return clusters
+
+
+def _endpoints(
+    cluster: str, raw: dict[str, Value], at: Path, report: Report, owners: dict[str, Path]
+) -> tuple[Endpoint, ...]:
+    """The endpoints without fault; `owners` are the places of all endpoint names so far."""
+    if "endpoints" not in raw:
+        report.add(at, "the key 'endpoints' is missing")
+        return ()
+    at = (*at, "endpoints")
+    found: dict[tuple[str, str, int], Endpoint] = {}
+    for index, item in enumerate(report.sequence(raw["endpoints"], at)):
+        place = (*at, index)
+        keys = _endpoint_keys(item, place, report)
+        if keys is None:
+            continue
+        scheme, host, port = keys.url
+        endpoint = Endpoint(
+            keys.name or _default_name(cluster, *keys.url),
+            scheme,
+            host,
+            port,
+            weight=keys.weight,
+            max_in_flight=keys.max_in_flight,
+            models=keys.models,
+        )
+        if keys.url in found:
+            report.add((*place, "url"), f"the same URL as endpoint '{found[keys.url].name}' of this cluster")
+        elif endpoint.name in owners:
+            owner = path_text(owners[endpoint.name])
+            report.add((*place, "name"), f"the name '{endpoint.name}' belongs to {owner} already")
+        else:
+            found[keys.url] = endpoint
+            owners[endpoint.name] = place
+    return tuple(found.values())
+
+
+def _endpoint_keys(item: Value, at: Path, report: Report) -> _EndpointKeys | None:
+    if isinstance(item, str):
+        return build(_EndpointKeys, {"url": item}, at, report)
+    if isinstance(item, dict):
+        return build(_EndpointKeys, known_keys(_EndpointKeys, item, at, report), at, report)
+    report.add(at, f"expected a URL or a mapping with 'url', got {report.shown(at)}")
+    return None
+
+
+def _default_name(cluster: str, scheme: str, host: str, port: int) -> str:
+    """The same after every reload, whatever the order of the endpoints."""
+    return f"{cluster}-{blake2s(f'{scheme}://{host}:{port}'.encode()).hexdigest()[:6]}"

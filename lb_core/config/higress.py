@@ -1,0 +1,155 @@
+"""The names that Higress's ai-load-balancer gives things, and ours. No other module knows them.
+
+`lb_config` mixes three sorts of keys: where Redis is, settings that any policy takes, and the policy's own
+parameters. `split` takes them apart, and remembers how each was spelled, so that a problem can name the key
+that the user wrote.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from lb_core.config import addresses
+from lb_core.config.model import RedisConfig
+from lb_core.config.report import Path, Report, Value
+from lb_core.config.shape import build
+
+POLICIES = ("global_least_request", "prefix_cache", "endpoint_metrics", "cluster_metrics")
+POLICY_ALIASES = {"metrics_based": "endpoint_metrics"}
+
+_FIELDS = {
+    "redisKeyTTL": "redis_key_ttl_s",
+    "maxRequestCount": "max_request_count",
+    "cleanInterval": "clean_interval_min",
+    "enableDetailLog": "detail_log",
+}
+_SERVER_KEYS = {
+    "servicePort": "port",
+    "username": "username",
+    "password": "password",
+    "database": "database",
+}
+_REDIS_KEYS = {"redis": "redis", "serviceFQDN": "host", "timeout": "timeout_ms", **_SERVER_KEYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What any policy takes beside its own parameters."""
+
+    clean_interval_min: Annotated[int, Field(ge=1)] = 60
+    detail_log: bool = True
+
+
+_SETTINGS = ("clean_interval_min", "detail_log")
+
+
+@dataclass(slots=True)
+class Split:
+    """An `lb_config`, taken apart. `names` maps our names to the user's spelling."""
+
+    redis: dict[str, Value] = field(default_factory=dict)
+    settings: dict[str, Value] = field(default_factory=dict)
+    parameters: dict[str, Value] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def split(values: Mapping[str, Value], fields: Collection[str] | None, path: Path, report: Report) -> Split:
+    """Sort the keys of an `lb_config` for a policy with these fields; None accepts any parameter."""
+    result = Split()
+    higress_names = {ours: theirs for theirs, ours in _FIELDS.items()}
+    valid = {higress_names.get(name, name) for name in (*(fields or ()), *_SETTINGS)} | _REDIS_KEYS.keys()
+    for key, value in values.items():
+        if key in _REDIS_KEYS:
+            result.redis[key] = value
+            continue
+        name = _FIELDS.get(key, key)
+        if name in _SETTINGS:
+            part = result.settings
+        elif fields is None or name in fields:
+            part = result.parameters
+        else:
+            report.unknown_key((*path, key), valid)
+            continue
+        if name in part:
+            report.add((*path, key), f"'{result.names[name]}' is the same parameter; give one of them")
+            continue
+        part[name] = value
+        result.names[name] = key
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    database: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 3000
+
+
+def redis_config(
+    values: Mapping[str, Value], path: Path, report: Report, *, hosts: Mapping[str, str]
+) -> RedisConfig | None:
+    """The Redis server that an `lb_config` names, or None when it names none or a faulty one."""
+    if not values:
+        return None
+    names = {ours: theirs for theirs, ours in _REDIS_KEYS.items()}
+    numbers = {
+        _REDIS_KEYS[key]: values[key] for key in ("servicePort", "database", "timeout") if key in values
+    }
+    server = build(_Server, numbers, path, report, names=names)
+    texts = {
+        key: _text(values, key, path, report) for key in ("serviceFQDN", "redis", "username", "password")
+    }
+    for key in _SERVER_KEYS:
+        if key in values and "serviceFQDN" not in values:
+            instead = (
+                "the Redis URL holds it" if "redis" in values else "without serviceFQDN there is no Redis"
+            )
+            report.add((*path, key), f"belongs to serviceFQDN; {instead}")
+    if "redis" in values and "serviceFQDN" in values:
+        report.add((*path, "redis"), "serviceFQDN names a Redis too; give one of them")
+        return None
+    if "timeout" in values and not {"redis", "serviceFQDN"} & values.keys():
+        report.add((*path, "timeout"), "belongs to serviceFQDN or redis; neither is given")
+    if server is None:
+        return None
+    at = (*path, "redis" if "redis" in values else "serviceFQDN")
+    try:
+        if texts["redis"]:
+            redis = addresses.redis_url(texts["redis"], timeout_ms=server.timeout_ms)
+            if redis.url is None and redis.host in hosts:
+                return RedisConfig(
+                    hosts[redis.host],
+                    redis.port,
+                    redis.username,
+                    redis.password,
+                    redis.database,
+                    redis.timeout_ms,
+                )
+            return redis
+        if texts["serviceFQDN"]:
+            host = addresses.host_name(texts["serviceFQDN"])
+            return RedisConfig(
+                hosts.get(host, host),
+                server.port,
+                texts["username"],
+                texts["password"],
+                server.database,
+                server.timeout_ms,
+            )
+    except ValueError as error:
+        report.add(at, str(error))
+    return None
+
+
+def _text(values: Mapping[str, Value], key: str, path: Path, report: Report) -> str:
+    """A text as it was written: an unquoted password of digits is those digits, not a number."""
+    if key not in values:
+        return ""
+    text = report.text((*path, key))
+    if text is None:
+        report.add((*path, key), "expected text")
+    elif not text and key in {"redis", "serviceFQDN"}:
+        report.add((*path, key), "must not be empty; leave the key out for counts in this process")
+    return text or ""

@@ -1,0 +1,127 @@
+"""`lb_type`, `lb_policy` and `lb_config` → a policy with its parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lb_core.config import higress
+from lb_core.config.model import Config, PolicyConfig
+from lb_core.config.report import Path, Report, Value, clipped, nearest
+from lb_core.config.shape import build, field_names
+from lb_core.errors import ConfigError, Problem
+from lb_core.policies import POLICIES
+
+type Registry = Mapping[str, type[Any]]
+"""Name → frozen dataclass whose fields are its parameters, with a class variable `lb_type`."""
+
+KEYS = ("lb_type", "lb_policy", "lb_config")
+_TYPES = ("endpoint", "cluster")
+
+
+def read_policy(
+    values: Mapping[str, Value], path: Path, report: Report, *, policies: Registry, hosts: Mapping[str, str]
+) -> PolicyConfig | None:
+    """The policy that a route, or the top level, names; None when it names none or a faulty one."""
+    given = [key for key in KEYS if key in values]
+    if not given:
+        return None
+    name, chosen = "", None
+    if "lb_policy" in values:
+        name, chosen = _chosen(values["lb_policy"], (*path, "lb_policy"), report, policies)
+    else:
+        report.add((*path, given[0]), f"the key 'lb_policy' is missing{_choice(policies)}")
+    _check_type(values, path, report, name=name, chosen=chosen)
+
+    at = (*path, "lb_config")
+    raw = values.get("lb_config")
+    parts = higress.split(
+        {} if raw is None else report.mapping(raw, at), field_names(chosen) if chosen else None, at, report
+    )
+    redis = higress.redis_config(parts.redis, at, report, hosts=hosts)
+    settings = build(higress.Settings, parts.settings, at, report, names=parts.names)
+    if chosen is None:
+        return None
+    policy = build(chosen, parts.parameters, at if "lb_config" in values else path, report, names=parts.names)
+    if policy is None or settings is None:
+        return None
+    return PolicyConfig(name, policy, redis, settings.clean_interval_min, settings.detail_log)
+
+
+def chooses_cluster(values: Mapping[str, Value], policy: PolicyConfig | None) -> bool:
+    """Whether the policy chooses among clusters, as far as a possibly faulty document tells."""
+    if policy is None:
+        return values.get("lb_type") == "cluster"
+    return policy.policy.lb_type == "cluster"
+
+
+def services(policy: PolicyConfig | None) -> tuple[str, ...]:
+    """The clusters that a policy of the type `cluster` chooses among."""
+    listed = getattr(policy.policy, "service_list", ()) if policy else ()
+    return tuple(listed)
+
+
+def policy_named(name: str, config: Config, *, policies: Registry = POLICIES) -> PolicyConfig:
+    """The policy called `name`, for a change while running.
+
+    It has the configured parameters when it is the default policy, else its defaults. Where Redis is, and the
+    other settings that any policy takes, stay as configured. Raises ConfigError for an unknown name and for a
+    policy that has parameters without a default.
+    """
+    report = Report(config.source)
+    name = higress.POLICY_ALIASES.get(name, name)
+    default = config.default_policy
+    if default is not None and default.name == name:
+        return default
+    if fault := _fault(name, policies):
+        raise ConfigError(config.source, (Problem("", fault),))
+    policy = build(policies[name], {}, (), report)
+    if policy is None:
+        raise ConfigError(
+            config.source,
+            tuple(Problem("", f"{name}: {problem.message}") for problem in report.error().problems),
+        )
+    if default is None:
+        return PolicyConfig(name, policy)
+    return PolicyConfig(name, policy, default.redis, default.clean_interval_min, default.detail_log)
+
+
+def _chosen(value: Value, at: Path, report: Report, policies: Registry) -> tuple[str, type[Any] | None]:
+    if value is None:
+        report.add(at, f"the name of a policy is missing{_choice(policies)}")
+        return "", None
+    if not isinstance(value, str):
+        report.add(at, f"expected the name of a policy, got {report.shown(at)}{_choice(policies)}")
+        return "", None
+    name = higress.POLICY_ALIASES.get(value, value)
+    if fault := _fault(name, policies, shown=report.shown(at)):
+        report.add(at, fault)
+    return name, policies.get(name)
+
+
+def _fault(name: str, policies: Registry, *, shown: str | None = None) -> str | None:
+    if name in policies:
+        return None
+    shown = shown or repr(clipped(name))
+    if name in higress.POLICIES:
+        return f"{shown} is not available in this version{_choice(policies)}"
+    near = nearest(name, {*policies, *higress.POLICY_ALIASES})
+    choice = _choice(policies)
+    return f"unknown policy {shown}{near}{choice.removeprefix(';') if near else choice}"
+
+
+def _choice(policies: Registry) -> str:
+    return f"; valid policies: {', '.join(sorted(policies))}"
+
+
+def _check_type(
+    values: Mapping[str, Value], path: Path, report: Report, *, name: str, chosen: type[Any] | None
+) -> None:
+    """`lb_type` may be left out: a policy has only one."""
+    given = values.get("lb_type")
+    at = (*path, "lb_type")
+    if "lb_type" not in values:
+        return
+    if given not in _TYPES:
+        valid = " or ".join(f"'{kind}'" for kind in _TYPES)
+        report.add(at, f"{report.shown(at)} is not {valid}")
+    elif chosen is not None and given != chosen.lb_type:
+        report.add(at, f"{name} needs lb_type '{chosen.lb_type}', got {report.shown(at)}")

@@ -1,0 +1,128 @@
+"""`routes` → matches with their clusters and policies, and what must hold between these."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lb_core.config.clusters import Globs, Name
+from lb_core.config.model import Match, PolicyConfig, RedisConfig, RouteConfig
+from lb_core.config.policy import KEYS as POLICY_KEYS
+from lb_core.config.policy import Registry, chooses_cluster, read_policy, services
+from lb_core.config.report import Path, Report, Value, nearest
+from lb_core.config.shape import build, known_keys
+
+
+@dataclass(frozen=True, slots=True)
+class _RouteKeys:
+    name: Name | None = None
+    cluster: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _MatchKeys:
+    hosts: Globs = ()
+    paths: Globs = ()
+    models: Globs = ()
+
+
+class RouteReader:
+    """Reads the routes of one document, given what the rest of it says."""
+
+    def __init__(
+        self,
+        top: Mapping[str, Value],
+        report: Report,
+        *,
+        clusters: Sequence[str],
+        policies: Registry,
+        hosts: Mapping[str, str],
+    ) -> None:
+        self._top = top
+        self._report = report
+        self._clusters = clusters
+        self._policies = policies
+        self._hosts = hosts
+        self.default_policy = self._policy(top, ())
+        self._default_chooses = chooses_cluster(top, self.default_policy)
+
+    def routes(self) -> tuple[RouteConfig, ...]:
+        """The routes without fault; one for everything where the document has none."""
+        raw = self._report.sequence(self._top.get("routes", []), ("routes",))
+        if "routes" not in self._top or self._top["routes"] == []:
+            return self._implicit()
+        owners: dict[str, Path] = {}
+        servers: dict[str, tuple[RedisConfig, str]] = {}
+        routes: list[RouteConfig] = []
+        for index, item in enumerate(raw):
+            at: Path = ("routes", index)
+            if not isinstance(item, dict):
+                self._report.mapping(item, at)
+                continue
+            route = self._route(item, at, f"route-{index + 1}")
+            if route is None:
+                continue
+            if route.name in owners:
+                self._report.add((*at, "name"), f"the name '{route.name}' belongs to another route already")
+            owners[route.name] = at
+            self._check_redis(route, at, servers)
+            routes.append(route)
+        return tuple(routes)
+
+    def _implicit(self) -> tuple[RouteConfig, ...]:
+        if self._default_chooses:
+            return (RouteConfig("default", Match(), None),)
+        if len(self._clusters) > 1:
+            self._report.add(
+                ("clusters",), "several clusters need 'routes' that tell which requests go where"
+            )
+        return tuple(RouteConfig("default", Match(), name) for name in self._clusters)
+
+    def _route(self, values: dict[str, Value], at: Path, default_name: str) -> RouteConfig | None:
+        keys = build(
+            _RouteKeys,
+            known_keys(_RouteKeys, values, at, self._report, others=("match", *POLICY_KEYS)),
+            at,
+            self._report,
+        )
+        match = self._match(values, (*at, "match"))
+        policy = self._policy(values, at)
+        own = any(key in values for key in POLICY_KEYS)
+        chooses = chooses_cluster(values, policy) if own else self._default_chooses
+        cluster = values.get("cluster")
+        if isinstance(cluster, str):
+            self._check_cluster((*at, "cluster"), cluster)
+        elif cluster is None and not chooses:
+            self._report.add(at, "the key 'cluster' is missing")
+        if keys is None:
+            return None
+        return RouteConfig(keys.name or default_name, match, keys.cluster, policy)
+
+    def _match(self, values: Mapping[str, Value], at: Path) -> Match:
+        raw = self._report.mapping(values.get("match", {}), at)
+        keys = build(_MatchKeys, known_keys(_MatchKeys, raw, at, self._report), at, self._report)
+        return Match(keys.hosts, keys.paths, keys.models) if keys else Match()
+
+    def _policy(self, values: Mapping[str, Value], at: Path) -> PolicyConfig | None:
+        policy = read_policy(values, at, self._report, policies=self._policies, hosts=self._hosts)
+        for index, service in enumerate(services(policy)):
+            self._check_cluster((*at, "lb_config", "service_list", index), service)
+        return policy
+
+    def _check_cluster(self, at: Path, name: str) -> None:
+        if name not in self._clusters:
+            near = nearest(name, self._clusters)
+            self._report.add(at, f"no cluster is named {self._report.shown(at)}{near}")
+
+    def _check_redis(self, route: RouteConfig, at: Path, servers: dict[str, tuple[RedisConfig, str]]) -> None:
+        """Counts belong to the endpoint, so whoever reaches it must find them in the same place."""
+        policy = route.policy or self.default_policy
+        if policy is None or policy.redis is None:
+            return
+        for cluster in [route.cluster] if route.cluster else services(policy):
+            redis, first = servers.setdefault(cluster, (policy.redis, route.name))
+            if redis != policy.redis:
+                where = (*at, "lb_config") if route.policy else at
+                self._report.add(
+                    where,
+                    f"route '{first}' reaches cluster '{cluster}' with another Redis;"
+                    " the requests in flight at a cluster are counted in one place",
+                )

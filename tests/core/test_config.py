@@ -1,0 +1,768 @@
+"""What a configuration file may say, and what is said about one that cannot be used."""
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from lb_core.config import Config, Listen, PolicyConfig, RedisConfig, load, loads, policy_named
+from lb_core.errors import ConfigError
+from lb_core.types import Decision, Request, Snapshot
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Parameters:
+    """What a policy has beside its parameters; nothing decides here."""
+
+    name: ClassVar[str] = ""
+    lb_type: ClassVar[str] = "endpoint"
+    signals: ClassVar[frozenset[str]] = frozenset()
+
+    def decide(self, request: Request, snapshot: Snapshot) -> Decision:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeastRequest(Parameters):
+    max_request_count: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefixCache(Parameters):
+    redis_key_ttl_s: Annotated[int, Field(gt=0)] = 1800
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndpointMetrics(Parameters):
+    metric_policy: Literal["default", "least", "most"]
+    target_metric: str | None = None
+    rate_limit: Share = 1.0
+
+    def __post_init__(self) -> None:
+        if self.metric_policy != "default" and self.target_metric is None:
+            raise ValueError(f"metric_policy '{self.metric_policy}' needs target_metric")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClusterMetrics(Parameters):
+    lb_type: ClassVar[str] = "cluster"
+    mode: Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
+    service_list: Annotated[tuple[str, ...], Field(min_length=1)]
+    rate_limit: Share = 1.0
+    cluster_header: str = "x-envoy-target-cluster"
+    queue_size: Annotated[int, Field(ge=1)] = 100
+
+
+POLICIES: Mapping[str, type[Any]] = {
+    "global_least_request": LeastRequest,
+    "prefix_cache": PrefixCache,
+    "endpoint_metrics": EndpointMetrics,
+    "cluster_metrics": ClusterMetrics,
+}
+CLUSTERS = "clusters: {llama: {endpoints: ['http://10.0.0.1:8000']}}\n"
+SECRET = "c4n4ry-hunter2"
+
+
+def config(
+    text: str, env: Mapping[str, str] | None = None, policies: Mapping[str, type[Any]] = POLICIES
+) -> Config:
+    return loads(textwrap.dedent(text), "lb.yaml", env or {}, policies=policies)
+
+
+def problems(
+    text: str, env: Mapping[str, str] | None = None, policies: Mapping[str, type[Any]] = POLICIES
+) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config(text, env, policies)
+    return caught.value.lines()
+
+
+def policy(lb_policy: str, lb_config: str) -> PolicyConfig:
+    found = config(f"{CLUSTERS}lb_policy: {lb_policy}\nlb_config: {lb_config}\n").default_policy
+    assert found is not None
+    return found
+
+
+REDIS_README = """
+lb_type: endpoint
+lb_policy: {policy}
+lb_config:
+  serviceFQDN: redis.static
+  servicePort: 6379
+  username: default
+  password: '123456'
+"""
+METRICS_README = """
+lb_type: endpoint
+lb_policy: metrics_based
+lb_config:
+  metric_policy: {metric_policy}
+  rate_limit: 0.6
+"""
+CLUSTER_README = """
+lb_type: cluster
+lb_policy: cluster_metrics
+lb_config:
+  mode: LeastTotalLatency
+  rate_limit: 0.6
+  service_list:
+  - outbound|80||test-1.dns
+  - outbound|80||test-2.static
+clusters:
+  outbound|80||test-1.dns: {endpoints: ["http://test-1.dns"]}
+  outbound|80||test-2.static: {endpoints: ["http://10.0.0.2"]}
+"""
+README_REDIS = RedisConfig("redis.static", 6379, "default", "123456")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            REDIS_README.format(policy="global_least_request") + CLUSTERS,
+            PolicyConfig("global_least_request", LeastRequest(), README_REDIS),
+        ),
+        (
+            REDIS_README.format(policy="prefix_cache") + CLUSTERS,
+            PolicyConfig("prefix_cache", PrefixCache(), README_REDIS),
+        ),
+        (
+            METRICS_README.format(metric_policy="default") + CLUSTERS,
+            PolicyConfig("endpoint_metrics", EndpointMetrics("default", rate_limit=0.6)),
+        ),
+        (
+            METRICS_README.format(metric_policy="least\n  target_metric: vllm:num_requests_waiting")
+            + CLUSTERS,
+            PolicyConfig("endpoint_metrics", EndpointMetrics("least", "vllm:num_requests_waiting", 0.6)),
+        ),
+        (
+            METRICS_README.format(metric_policy="least\n  target_metric: vllm:num_requests_running")
+            + CLUSTERS,
+            PolicyConfig("endpoint_metrics", EndpointMetrics("least", "vllm:num_requests_running", 0.6)),
+        ),
+        (
+            CLUSTER_README,
+            PolicyConfig(
+                "cluster_metrics",
+                ClusterMetrics(
+                    "LeastTotalLatency",
+                    ("outbound|80||test-1.dns", "outbound|80||test-2.static"),
+                    rate_limit=0.6,
+                ),
+            ),
+        ),
+    ],
+)
+def test_every_example_of_the_higress_readme_loads_unchanged(text: str, expected: PolicyConfig) -> None:
+    assert config(text).default_policy == expected
+
+
+@pytest.mark.parametrize(
+    ("lb_policy", "lb_config", "expected"),
+    [
+        ("global_least_request", "", PolicyConfig("global_least_request", LeastRequest())),
+        (
+            "global_least_request",
+            "{maxRequestCount: 7}",
+            PolicyConfig("global_least_request", LeastRequest(7)),
+        ),
+        (
+            "global_least_request",
+            "{max_request_count: 7}",
+            PolicyConfig("global_least_request", LeastRequest(7)),
+        ),
+        (
+            "global_least_request",
+            "{cleanInterval: 5, enableDetailLog: false}",
+            PolicyConfig("global_least_request", LeastRequest(), None, 5, detail_log=False),
+        ),
+        ("prefix_cache", "{redisKeyTTL: 60}", PolicyConfig("prefix_cache", PrefixCache(60))),
+        (
+            "endpoint_metrics",
+            "{metric_policy: default, rate_limit: '0.5'}",
+            PolicyConfig("endpoint_metrics", EndpointMetrics("default", rate_limit=0.5)),
+        ),
+    ],
+)
+def test_higress_keys_and_our_own_names_mean_the_same(
+    lb_policy: str, lb_config: str, expected: PolicyConfig
+) -> None:
+    assert policy(lb_policy, lb_config) == expected
+
+
+@pytest.mark.parametrize(
+    ("lb_config", "expected"),
+    [
+        ("{serviceFQDN: redis.dns}", RedisConfig("redis.dns", 6379)),
+        ("{serviceFQDN: redis.dns, servicePort: '6380'}", RedisConfig("redis.dns", 6380)),
+        ("{serviceFQDN: Redis.DNS, database: 3}", RedisConfig("redis.dns", database=3)),
+        ("{serviceFQDN: redis.dns, password: 0123}", RedisConfig("redis.dns", password="0123")),
+        ("{serviceFQDN: redis.dns, password: }", RedisConfig("redis.dns")),
+        ("{redis: 'redis://u:p%40@redis.dns/3'}", RedisConfig("redis.dns", 6379, "u", "p@", 3)),
+        ("{redis: 'redis://[::1]:6380'}", RedisConfig("::1", 6380)),
+        ("{redis: 'rediss://redis.dns'}", RedisConfig("redis.dns", url="rediss://redis.dns")),
+        (
+            "{redis: 'redis+cluster://a:7000,b:7001'}",
+            RedisConfig("a", 7000, url="redis+cluster://a:7000,b:7001"),
+        ),
+        (
+            "{redis: 'redis+sentinel://a,b/main/0'}",
+            RedisConfig("a", 26379, url="redis+sentinel://a,b/main/0"),
+        ),
+    ],
+)
+def test_redis_is_named_by_host_or_by_url(lb_config: str, expected: RedisConfig) -> None:
+    assert policy("global_least_request", lb_config).redis == expected
+
+
+def test_redis_timeout_is_read_in_milliseconds_and_does_not_tell_servers_apart() -> None:
+    redis = policy("prefix_cache", "{serviceFQDN: redis.dns, timeout: 50}").redis
+    assert redis is not None
+    assert redis.timeout_ms == 50
+    assert redis == RedisConfig("redis.dns")
+
+
+def test_hosts_give_redis_its_address() -> None:
+    text = f"{CLUSTERS}hosts: {{redis.static: 10.0.0.5}}\n" + REDIS_README.format(policy="prefix_cache")
+    loaded = config(text)
+    assert loaded.hosts == {"redis.static": "10.0.0.5"}
+    assert loaded.default_policy is not None
+    assert loaded.default_policy.redis == RedisConfig("10.0.0.5", 6379, "default", "123456")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8080", Listen("", 8080)),
+        ("'8080'", Listen("", 8080)),
+        (":8080", Listen("", 8080)),
+        ("127.0.0.1:8080", Listen("127.0.0.1", 8080)),
+        ("'[::1]:8080'", Listen("::1", 8080)),
+        ("localhost:22", Listen("localhost", 22)),
+        ("{host: 0.0.0.0, port: 80, http2: false}", Listen("0.0.0.0", 80, http2=False)),
+        ("{port: 80}", Listen("", 80)),
+    ],
+)
+def test_listen_is_written_as_people_write_addresses(text: str, expected: Listen) -> None:
+    assert config(f"{CLUSTERS}listen: {text}").listen == expected
+
+
+def test_endpoints_have_stable_names_default_ports_and_their_limits() -> None:
+    loaded = config("""
+        clusters:
+          llama:
+            balance: least_request
+            endpoints:
+              - http://10.0.0.1:8000/
+              - {url: "https://GPU.Example", name: gpu-2, weight: 2, max_in_flight: 64, models: ["llama-*"]}
+              - url: http://[::1]
+                models: mistral
+    """)
+    first, second, third = loaded.clusters["llama"].endpoints
+    assert loaded.clusters["llama"].balance == "least_request"
+    assert (first.name, first.scheme, first.host, first.port) == ("llama-e1736e", "http", "10.0.0.1", 8000)
+    assert (second.name, second.host, second.port, second.weight) == ("gpu-2", "gpu.example", 443, 2)
+    assert (second.max_in_flight, second.models) == (64, ("llama-*",))
+    assert (third.host, third.port, third.models, third.max_in_flight) == ("::1", 80, ("mistral",), None)
+
+
+def test_routes_keep_their_order_and_take_the_default_policy_only_by_having_none() -> None:
+    loaded = config("""
+        clusters: {a: {endpoints: []}, b: {endpoints: []}}
+        routes:
+          - match: {hosts: api.*, paths: [/v1/*, /v2/*], models: "llama-*"}
+            cluster: a
+          - {name: rest, cluster: b, lb_policy: prefix_cache}
+          - name: any
+            lb_type: cluster
+            lb_policy: cluster_metrics
+            lb_config: {mode: LeastBusy, service_list: [a, b]}
+    """)
+    first, rest, any_cluster = loaded.routes
+    assert (first.name, first.cluster, first.policy) == ("route-1", "a", None)
+    assert (first.match.hosts, first.match.paths, first.match.models) == (
+        ("api.*",),
+        ("/v1/*", "/v2/*"),
+        ("llama-*",),
+    )
+    assert (rest.match.hosts, rest.policy) == ((), PolicyConfig("prefix_cache", PrefixCache()))
+    assert (any_cluster.name, any_cluster.cluster) == ("any", None)
+
+
+def test_one_cluster_without_routes_gets_everything() -> None:
+    (route,) = config(CLUSTERS).routes
+    assert (route.name, route.cluster, route.policy) == ("default", "llama", None)
+    assert config(CLUSTERS).expose_decision is False
+
+
+def test_aliases_and_merge_keys_share_settings() -> None:
+    loaded = config("""
+        clusters:
+          a: &a
+            balance: random
+            endpoints: [{url: http://h1, <<: &limits {weight: 2, max_in_flight: 3}}]
+          b: {<<: *a, endpoints: [{<<: *limits, url: http://h2, weight: 5}]}
+        routes: [{cluster: a}]
+    """)
+    (endpoint,) = loaded.clusters["b"].endpoints
+    assert loaded.clusters["b"].balance == "random"
+    assert (endpoint.weight, endpoint.max_in_flight) == (5, 3)
+
+
+ENV = {"PORT": "6400", "EMPTY": "", "PW": SECRET, "DIGITS": "0123", "YAML": "{a: b}, *x # y", "ON": "true"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("serviceFQDN: r\n servicePort: ${PORT}", RedisConfig("r", 6400)),
+        ("serviceFQDN: r\n servicePort: '${PORT}'", RedisConfig("r", 6400)),
+        ("serviceFQDN: r\n servicePort: ${NO_PORT:-6401}", RedisConfig("r", 6401)),
+        ("serviceFQDN: r${EMPTY:-1}${EMPTY}", RedisConfig("r1")),
+        ("serviceFQDN: r\n password: ${DIGITS}", RedisConfig("r", password="0123")),
+        ("serviceFQDN: r\n password: ${YAML}", RedisConfig("r", password=ENV["YAML"])),
+        ("serviceFQDN: r\n password: $${PW}$", RedisConfig("r", password="${PW}$")),
+        ("redis: redis://:${PW}@r", RedisConfig("r", password=SECRET)),
+    ],
+)
+def test_variables_are_filled_after_parsing(lines: str, expected: RedisConfig) -> None:
+    loaded = config(f"{CLUSTERS}lb_policy: prefix_cache\nlb_config:\n {lines}\n", ENV)
+    assert loaded.default_policy is not None
+    assert loaded.default_policy.redis == expected
+
+
+def test_a_filled_value_is_typed_only_where_it_stands_without_quotes() -> None:
+    assert config(f"{CLUSTERS}expose_decision: ${{ON}}\n", ENV).expose_decision is True
+    assert problems(f"{CLUSTERS}expose_decision: '${{ON}}'\n", ENV) == [
+        "lb.yaml:2: expose_decision: expected true or false, got the value of ${ON}"
+    ]
+
+
+TOP_KEYS = "clusters, expose_decision, hosts, lb_config, lb_policy, lb_type, listen, metrics_listen, routes"
+VALID_POLICIES = "cluster_metrics, endpoint_metrics, global_least_request, prefix_cache"
+BOMB = "a: &a [x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [": the file is empty; expected a mapping with the key 'clusters'"]),
+        ("- a", ["1: expected a mapping of keys at the top level"]),
+        (
+            "a: [",
+            [
+                "1: not valid YAML: while parsing a flow node, expected the node content,"
+                " but found '<stream end>'"
+            ],
+        ),
+        ("clusters: b: c", ["1: not valid YAML: mapping values are not allowed here"]),
+        ("\n\x01", ["2: not valid YAML: a character that is not allowed"]),
+        ("[" * 5000, ["1: not valid YAML: nested too deeply"]),
+        (
+            "---\na: 1\n---\n",
+            ["3: not valid YAML: expected a single document in the stream, but found another document"],
+        ),
+        (BOMB, ["6: f: more than 100000 values, aliases expanded"]),
+        ("x" * 1_000_001, [": larger than 1000000 bytes"]),
+        (
+            CLUSTERS + "hosts: &a {b: *a}\n",
+            ["2: hosts.b: an alias contains itself"],
+        ),
+        (
+            CLUSTERS + "hosts: !!python/object/apply:os.system [id]\n",
+            [
+                "2: hosts: the tag !!python/object/apply:os.system is not allowed;"
+                " text that begins with ! needs quotes"
+            ],
+        ),
+        (CLUSTERS + "\n" + CLUSTERS, ["3: clusters: given twice; the first is on line 1"]),
+        (CLUSTERS + "hosts: {? [a] : b}", ["2: hosts: a key must be plain text"]),
+        (CLUSTERS + 'listen: "\\ud800"', ["2: listen: not valid Unicode text"]),
+        ('listen: "\\UFFFFFFFF"', [": not valid YAML: an impossible number in an escape or directive"]),
+        (
+            CLUSTERS + "listen: ${HOST}:80",
+            ["2: listen: environment variable HOST is not set; ${HOST:-default} gives it a default"],
+        ),
+        (CLUSTERS + "listen: '${1}'", ["2: listen: ${ names no variable; write $${ for a literal ${"]),
+        (
+            CLUSTERS + "hosts: {a: ${A}}",
+            [
+                "2: not valid YAML: while parsing a flow mapping, expected ',' or '}', but got '{';"
+                " within {…} and […] a ${VARIABLE} needs quotes"
+            ],
+        ),
+    ],
+)
+def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected: list[str]) -> None:
+    assert problems(text) == [f"lb.yaml{'' if line.startswith(':') else ':'}{line}" for line in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cluster: {}", f"2: cluster: unknown key; did you mean 'clusters'? valid keys: {TOP_KEYS}"),
+        ("x: 1", f"2: x: unknown key; valid keys: {TOP_KEYS}"),
+        ("expose_decision: 1", "2: expose_decision: expected true or false, got 1"),
+        (
+            "listen: 70000",
+            "2: listen: the port is not a whole number between 1 and 65535;"
+            " expected an address such as 127.0.0.1:8080",
+        ),
+        ("listen: {host: x}", "2: listen: the key 'port' is missing"),
+        ("hosts: {a: 5}", "2: hosts.a: expected an IP address or host name, got 5"),
+        ("routes: {a: 5}", "2: routes: expected a list, got a mapping"),
+        (
+            "routes: [{cluster: lama}]",
+            "2: routes[0].cluster: no cluster is named 'lama'; did you mean 'llama'?",
+        ),
+        ("routes:\n- name: a", "3: routes[0]: the key 'cluster' is missing"),
+        (
+            "routes: [{cluster: llama, name: a b}]",
+            "2: routes[0].name: a name has no white space, control characters or braces",
+        ),
+        (
+            "routes:\n- {cluster: llama, name: a}\n- cluster: llama\n  name: a",
+            "5: routes[1].name: the name 'a' belongs to another route already",
+        ),
+        (
+            "routes: [{cluster: llama, match: {models: 7}}]",
+            "2: routes[0].match.models: expected a list, got 7",
+        ),
+        (
+            "lb_policy: global_least_requests",
+            "2: lb_policy: unknown policy 'global_least_requests'; did you mean 'global_least_request'?"
+            f" valid policies: {VALID_POLICIES}",
+        ),
+        ("lb_config: {}", f"2: lb_config: the key 'lb_policy' is missing; valid policies: {VALID_POLICIES}"),
+        (
+            "lb_type: cluster\nlb_policy: prefix_cache",
+            "2: lb_type: prefix_cache needs lb_type 'endpoint', got 'cluster'",
+        ),
+        ("lb_type: host\nlb_policy: prefix_cache", "2: lb_type: 'host' is not 'endpoint' or 'cluster'"),
+        (
+            "lb_policy: metrics_based\nlb_config:\n  metric_policy: leest",
+            "4: lb_config.metric_policy: 'leest' is not one of 'default', 'least', 'most'",
+        ),
+        (
+            "lb_policy: metrics_based\nlb_config:\n  metric_policy: least",
+            "3: lb_config: metric_policy 'least' needs target_metric",
+        ),
+        ("lb_policy: metrics_based", "1: the key 'metric_policy' is missing"),
+        (
+            "lb_policy: metrics_based\nlb_config: {metric_policy: default, rate_limit: 'nan'}",
+            "3: lb_config.rate_limit: 'nan' is not between 0 and 1",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {redisKeyTTL: 0}",
+            "3: lb_config.redisKeyTTL: 0 is not more than 0",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {redisKeyTTL: true}",
+            "3: lb_config.redisKeyTTL: expected a number, got true",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {redisKeyTTL: 1, redis_key_ttl_s: 1}",
+            "3: lb_config.redis_key_ttl_s: 'redisKeyTTL' is the same parameter; give one of them",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {serviceFQDN: r, servicePort: abc}",
+            "3: lb_config.servicePort: expected a whole number, got 'abc'",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {serviceFQDN: r, redis: 'redis://r'}",
+            "3: lb_config.redis: serviceFQDN names a Redis too; give one of them",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {database: 3}",
+            "3: lb_config.database: belongs to serviceFQDN; without serviceFQDN there is no Redis",
+        ),
+        (
+            "lb_policy: prefix_cache\nlb_config: {servicePrt: 3}",
+            "3: lb_config.servicePrt: unknown key; did you mean 'servicePort'? valid keys:"
+            " cleanInterval, database, enableDetailLog, password, redis, redisKeyTTL, serviceFQDN,"
+            " servicePort, timeout, username",
+        ),
+        (
+            "lb_policy: cluster_metrics\nlb_config: {mode: LeastBusy, service_list: [llama, lama]}",
+            "3: lb_config.service_list[1]: no cluster is named 'lama'; did you mean 'llama'?",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_line_path_and_remedy(text: str, expected: str) -> None:
+    assert problems(CLUSTERS + text) == [f"lb.yaml:{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("5", ": expected a URL or a mapping with 'url', got 5"),
+        ("{name: x}", ": the key 'url' is missing"),
+        ("ftp://h", ": expected an http or https URL such as http://10.0.0.1:8000"),
+        ("http://h/v1", ": an endpoint's URL has no path, query or fragment; the request's own is kept"),
+        ("http://h?", ": an endpoint's URL has no path, query or fragment; the request's own is kept"),
+        (f"http://u:{SECRET}@h", ": an endpoint's URL has no user name or password"),
+        ("http://h:0", ": the port is not a whole number between 1 and 65535"),
+        ("http://::1", ": an IPv6 address needs brackets, such as [::1]:8080"),
+        ("http://1.2.3.4.5", ": not a valid IP address"),
+        ("'http://h\\n'", ": not a valid host name or IP address"),
+        (f"http://{'é' * 64}.x", ": not a valid host name: each part between dots has 1 to 63 characters"),
+        ("{url: http://h, weight: 0}", ".weight: 0 is not more than 0 and at most 1000"),
+        ("{url: http://h, weight: .nan}", ".weight: expected a number, got '.nan'"),
+        ("{url: http://h, max_in_flight: 0}", ".max_in_flight: 0 is not at least 1"),
+        ("{url: http://h, max_in_flight: 1.5}", ".max_in_flight: expected a whole number, got 1.5"),
+        ("{url: http://h, models: ''}", ".models: must not be empty"),
+        (
+            "{url: http://h, name: taken}",
+            ".name: the name 'taken' belongs to clusters.a.endpoints[0] already",
+        ),
+        ("HTTP://First:80/", ": the same URL as endpoint 'taken' of this cluster"),
+    ],
+)
+def test_a_wrong_endpoint_is_told(endpoint: str, expected: str) -> None:
+    text = f"clusters:\n  a:\n    endpoints:\n    - {{url: http://first, name: taken}}\n    - {endpoint}\n"
+    assert problems(text) == [f"lb.yaml:5: clusters.a.endpoints[1]{expected}"]
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
+    text = """
+        listen: nowhere
+        clusters:
+          a: {endpoints: [ftp://h], balance: rr}
+          b: 5
+        routes:
+          - cluster: c
+            lb_policy: endpoint_metrics
+            lb_config:
+              metric_policy: default
+              rate_limit: 1.5
+              timeout: ${T}
+        extra: 1
+    """
+    assert problems(text) == [
+        "lb.yaml:2: listen: the port is missing; expected an address such as 127.0.0.1:8080",
+        "lb.yaml:4: clusters.a.balance: 'rr' is not one of"
+        " 'round_robin', 'least_request', 'random', 'consistent_hash'",
+        "lb.yaml:4: clusters.a.endpoints[0]: expected an http or https URL such as http://10.0.0.1:8000",
+        "lb.yaml:5: clusters.b: expected a mapping, got a number",
+        "lb.yaml:7: routes[0].cluster: no cluster is named 'c'",
+        "lb.yaml:11: routes[0].lb_config.rate_limit: 1.5 is not between 0 and 1",
+        "lb.yaml:12: routes[0].lb_config.timeout: environment variable T is not set;"
+        " ${T:-default} gives it a default",
+        f"lb.yaml:13: extra: unknown key; valid keys: {TOP_KEYS}",
+    ]
+
+
+def test_several_clusters_need_routes() -> None:
+    assert problems("clusters: {a: {endpoints: []}, b: {endpoints: []}}") == [
+        "lb.yaml:1: clusters: several clusters need 'routes' that tell which requests go where"
+    ]
+
+
+def test_one_cluster_cannot_be_counted_in_two_places() -> None:
+    text = (
+        CLUSTERS
+        + "lb_policy: prefix_cache\nlb_config: {serviceFQDN: r}\n"
+        + "routes:\n- cluster: llama\n- cluster: llama\n"
+    )
+    own = "  lb_policy: prefix_cache\n  lb_config: {serviceFQDN: %s}\n"
+    assert len(config(text).routes) == 2
+    assert len(config(text + own % "R").routes) == 2
+    assert problems(text + own % "other") == [
+        "lb.yaml:8: routes[1].lb_config: route 'route-1' reaches cluster 'llama' with another Redis;"
+        " the requests in flight at a cluster are counted in one place"
+    ]
+
+
+def test_a_policy_of_higress_that_is_not_registered_is_named_as_such() -> None:
+    lines = problems(CLUSTERS + "lb_policy: metrics_based", policies={"prefix_cache": PrefixCache})
+    assert lines == [
+        "lb.yaml:2: lb_policy: 'metrics_based' is not available in this version; valid policies: prefix_cache"
+    ]
+
+
+def test_a_missing_file_is_named_as_the_user_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^conf/lb\.yaml: no such file; looked for 'conf/lb\.yaml'$"):
+        load(Path("conf/lb.yaml"))
+
+
+def test_a_file_is_read_as_utf_8_with_or_without_a_mark_and_never_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text("\ufeff" + CLUSTERS, encoding="utf-8")
+    assert list(load(path, policies=POLICIES).clusters) == ["llama"]
+    for content, message in [
+        (CLUSTERS.encode() + b"# \xff", "2: not UTF-8 text"),
+        (b"#" * 1_000_001, " larger than 1000000 bytes"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert caught.value.lines() == [f"{path}:{message}"]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(Path("a\0b"))
+
+
+def test_a_policy_by_name_keeps_the_redis_and_takes_its_own_defaults() -> None:
+    loaded = config(REDIS_README.format(policy="prefix_cache") + "  redisKeyTTL: 9\n" + CLUSTERS)
+    assert policy_named("prefix_cache", loaded, policies=POLICIES) is loaded.default_policy
+    swapped = policy_named("global_least_request", loaded, policies=POLICIES)
+    assert swapped == PolicyConfig("global_least_request", LeastRequest(), README_REDIS)
+    plain = policy_named("prefix_cache", config(CLUSTERS), policies=POLICIES)
+    assert plain == PolicyConfig("prefix_cache", PrefixCache())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fastest", f"unknown policy 'fastest'; valid policies: {VALID_POLICIES}"),
+        ("metrics_based", "endpoint_metrics: the key 'metric_policy' is missing"),
+    ],
+)
+def test_a_policy_by_name_is_refused_when_it_is_unknown_or_needs_parameters(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"lb.yaml: {message}$"):
+        policy_named(name, config(CLUSTERS), policies=POLICIES)
+
+
+SECRETIVE = """
+listen: 127.0.0.1:8080
+hosts: {redis.static: 10.0.0.5}
+clusters:
+  llama:
+    endpoints:
+      - http://10.0.0.1:8000
+      - {url: http://10.0.0.2:8000, name: gpu-2, weight: 2, models: ["llama-*"]}
+routes:
+  - name: chat
+    match: {hosts: ["api.*"], paths: ["/v1/*"]}
+    cluster: llama
+    lb_policy: prefix_cache
+    lb_config:
+      redis: redis://:SECRET@redis.static/0
+  - cluster: llama
+lb_type: endpoint
+lb_policy: global_least_request
+lb_config:
+  serviceFQDN: redis.static
+  servicePort: 6379
+  timeout: 100
+  password: 'SECRET'
+  maxRequestCount: 9
+""".replace("SECRET", SECRET)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"password: *{SECRET}",
+        f"password: !{SECRET}",
+        f"password: !{SECRET}!x y",
+        f"password: !!{SECRET} x",
+        f"password: &{SECRET}",
+        f"password: [{SECRET}]",
+        f"{{password:{SECRET}}}",
+        f"pasword: {SECRET}",
+        f"servicePort: 6379\n    password '{SECRET}'",
+        f"redis: http://:{SECRET}@h",
+        f"redis: redis://:{SECRET}@h:99999",
+        f"redis: [redis://:{SECRET}@h]",
+        f"serviceFQDN: redis://:{SECRET}@h",
+        "servicePort: ${PW}",
+    ],
+)
+def test_no_message_repeats_a_secret(text: str) -> None:
+    lines = problems(f"{CLUSTERS}lb_policy: prefix_cache\nlb_config:\n  {text}\n", ENV)
+    assert SECRET not in "".join(lines)
+
+
+def test_no_repr_shows_a_secret() -> None:
+    for redis in (
+        "serviceFQDN: r, password: 'SECRET'",
+        "redis: 'redis://:SECRET@r'",
+        "redis: 'rediss://:SECRET@r'",
+    ):
+        loaded = config(
+            f"{CLUSTERS}lb_policy: prefix_cache\nlb_config: {{{redis.replace('SECRET', SECRET)}}}\n"
+        )
+        assert SECRET not in repr(loaded) + str(loaded)
+
+
+def _outcome(text: str) -> Config | ConfigError:
+    try:
+        return loads(text, "lb.yaml", ENV, policies=POLICIES)
+    except ConfigError as error:
+        found = error
+    lines = [problem.line or 0 for problem in found.problems]
+    assert lines
+    assert lines == sorted(lines)
+    assert "pydantic" not in str(found)
+    return found
+
+
+@given(st.text() | st.text("ab:-[]{}&*!<?|>#'\"\\ \n\t$%@`0~,.=Ux\x85\u2028"))
+@settings(max_examples=500, deadline=None)
+def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
+    _outcome(text)
+
+
+@given(st.data())
+@settings(max_examples=500, deadline=None)
+def test_any_damage_to_a_good_text_is_a_config_error_without_its_secrets(data: st.DataObject) -> None:
+    text = SECRETIVE
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = min(len(text), start + data.draw(st.integers(0, 3)))
+        text = text[:start] + data.draw(st.text("ab:-[]{}&*!'\" \n$0", max_size=2)) + text[end:]
+    outcome = _outcome(text)
+    assert SECRET not in (str(outcome) if isinstance(outcome, ConfigError) else repr(outcome.default_policy))
+
+
+ODD = st.sampled_from(
+    [
+        "",
+        "~",
+        "true",
+        "-1",
+        "0",
+        "1.5",
+        "99999999999999999999",
+        "x y",
+        "[]",
+        "[1]",
+        "{}",
+        "{a: 1}",
+        "'1'",
+        "2020-01-01",
+        ".inf",
+    ]
+)
+LINES = SECRETIVE.strip().splitlines()
+
+
+@given(st.lists(st.tuples(st.sampled_from(range(len(LINES))), ODD), min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_any_value_of_the_wrong_kind_is_a_config_error(changes: list[tuple[int, str]]) -> None:
+    lines = list(LINES)
+    for number, value in changes:
+        key, colon, _ = lines[number].partition(": ")
+        lines[number] = (
+            f"{key.removesuffix(':')}: {value}" if colon or key.endswith(":") else f"{key} {value}"
+        )
+    outcome = _outcome("\n".join(lines))
+    assert SECRET not in str(outcome)
+
+
+def test_the_undamaged_text_is_good() -> None:
+    assert isinstance(_outcome(SECRETIVE), Config)
