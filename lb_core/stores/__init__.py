@@ -1,0 +1,1 @@
+"""Where in-flight slots are held: one contract, in this process or shared through Redis."""
