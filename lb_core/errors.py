@@ -58,16 +58,17 @@ class RouteError(AiLbError):
     """This request cannot be placed.
 
     The message is for the client, so it holds no address, path or name of the installation.
-    `retry_after_s` is sent as Retry-After when it is set.
+    `retry_after_s` is sent as Retry-After when it is set; `usual_retry_after_s` where nothing better is known.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "ai_lb_internal"
+    usual_retry_after_s: ClassVar[int | None] = None
 
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
 
 
 class NoRoute(RouteError):
@@ -89,6 +90,7 @@ class NoEndpoint(RouteError):
 
     status = 503
     code = "no_endpoint"
+    usual_retry_after_s = 1
 
 
 class Saturated(RouteError):
@@ -96,6 +98,7 @@ class Saturated(RouteError):
 
     status = 429
     code = "saturated"
+    usual_retry_after_s = 1
 
 
 class InternalError(RouteError):

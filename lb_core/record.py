@@ -1,0 +1,109 @@
+"""A decision and its outcome as plain values: what is saved with a flow and shown to people.
+
+Only str, int, float, bool, None, list and dict, so that any format can hold it. No prompt, key or address.
+"""
+
+from typing import Any
+
+from lb_core.errors import RouteError
+from lb_core.types import Choice, Outcome, Placement
+
+type Record = dict[str, Any]
+
+
+def opened(placement: Placement, *, host: str) -> Record:
+    """What was decided, and every candidate with what the decision was made on.
+
+    `host` is the name that the client asked for, which a replay needs to match the same route.
+    """
+    decision, tier = placement.decision, placement.tier
+    return {
+        "route": placement.route,
+        "cluster": placement.cluster,
+        "policy": decision.policy,
+        "endpoint": placement.endpoint.name,
+        "reason": tier.reason,
+        "detail": tier.detail,
+        "model": placement.request.model,
+        "host": host,
+        "tie": placement.request.tie,
+        "candidates": _candidates(placement),
+        "outcome": None,
+    }
+
+
+def refused(error: RouteError, *, host: str) -> Record:
+    """A request that was not placed, and why."""
+    return {
+        "route": None,
+        "cluster": None,
+        "policy": None,
+        "endpoint": None,
+        "reason": error.code,
+        "detail": error.message,
+        "host": host,
+        "candidates": [],
+        "outcome": {"ending": "refused", "status": error.status},
+    }
+
+
+def close(record: Record, outcome: Outcome) -> None:
+    """Add what became of the request."""
+    usage = outcome.usage
+    record["outcome"] = {
+        "ending": outcome.ending.value,
+        "status": outcome.status,
+        "ttft_s": _rounded(outcome.ttft_s),
+        "duration_s": _rounded(outcome.duration_s),
+        "chunks": outcome.chunks,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "error": outcome.error,
+    }
+
+
+def line(record: Record) -> str:
+    """One line of it, for a list of requests."""
+    outcome = record["outcome"] or {}
+    if record["endpoint"] is None:
+        return f"{outcome.get('status')} {record['reason']}: {record['detail']}"
+    parts = [f"{record['endpoint']} ({record['policy']}: {record['reason']})"]
+    if outcome:
+        parts.append(f"{outcome['ending']} {outcome['status'] or ''}".rstrip())
+        if outcome["ttft_s"] is not None:
+            parts.append(f"ttft {outcome['ttft_s']:.3f} s")
+        if outcome["duration_s"] is not None:
+            parts.append(f"{outcome['duration_s']:.3f} s")
+    return ", ".join(parts)
+
+
+def _candidates(placement: Placement) -> list[Record]:
+    """One row for each endpoint, under the best tier that it is in."""
+    tiers = placement.decision.tiers
+    if len(tiers) == 1:
+        return [_row(choice, placement, tiers[0].reason) for choice in tiers[0].choices]
+    rows: dict[str, Record] = {}
+    for tier in tiers:
+        for choice in tier.choices:
+            name = choice.endpoint.name
+            if name not in rows:
+                rows[name] = _row(choice, placement, tier.reason)
+    return list(rows.values())
+
+
+def _row(choice: Choice, placement: Placement, reason: str) -> Record:
+    endpoint = choice.endpoint
+    return {
+        "endpoint": endpoint.name,
+        "reason": reason,
+        "in_flight": placement.in_flight.get(endpoint.name, 0),
+        "max_in_flight": endpoint.max_in_flight,
+        "weight": endpoint.weight,
+        "virtual_load": choice.virtual_load,
+        "score": choice.score,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -1,0 +1,81 @@
+"""The balancer's own numbers, as Prometheus metrics."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from lb_core.types import Outcome, Placement
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+type Counts = Callable[[], Mapping[str, Mapping[str, int]]]
+"""Requests in flight by cluster and endpoint."""
+
+
+class Stats:
+    """Counters and histograms of one balancer, in a registry of their own.
+
+    Labels are names of the configuration only, so their number is bounded.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "ai_lb_requests",
+            "Requests placed and finished.",
+            ["route", "endpoint", "ending"],
+            registry=self.registry,
+        )
+        self._refused = Counter("ai_lb_refused", "Requests not placed.", ["code"], registry=self.registry)
+        self._faults = Counter("ai_lb_hook_errors", "Faults of the addon itself.", registry=self.registry)
+        self._ttft = Histogram(
+            "ai_lb_ttft_seconds",
+            "From the request to the first event with content.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "ai_lb_duration_seconds",
+            "From the request to the end of the response.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def watch_in_flight(self, counts: Counts) -> None:
+        """Expose requests in flight, read anew whenever the metrics are fetched."""
+        self.registry.register(_InFlight(counts))
+
+    def finished(self, placement: Placement, outcome: Outcome) -> None:
+        """Count one request that was placed."""
+        endpoint = placement.endpoint.name
+        self._requests.labels(placement.route, endpoint, outcome.ending.value).inc()
+        if outcome.ttft_s is not None:
+            self._ttft.labels(endpoint).observe(outcome.ttft_s)
+        if outcome.duration_s is not None:
+            self._duration.labels(endpoint).observe(outcome.duration_s)
+
+    def refused(self, code: str) -> None:
+        """Count one request that could not be placed."""
+        self._refused.labels(code).inc()
+
+    def hook_failed(self) -> None:
+        """Count one fault of the addon."""
+        self._faults.inc()
+
+
+class _InFlight(Collector):
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "ai_lb_in_flight", "Requests placed and not finished.", labels=["cluster", "endpoint"]
+        )
+        for cluster, endpoints in self._counts().items():
+            for endpoint, count in dict(endpoints).items():
+                gauge.add_metric([cluster, endpoint], count)
+        yield gauge
