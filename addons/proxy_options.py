@@ -1,0 +1,91 @@
+"""What mitmproxy must be set to for a balancer, and what it must not be set to."""
+
+import logging
+
+from mitmproxy import ctx, optmanager
+from mitmproxy.proxy import mode_specs
+
+from lb_core.config import Listen
+
+NOWHERE = "reverse:http://lb.invalid:1"
+"""A target that cannot exist (RFC 6761): a request that is not routed goes nowhere."""
+
+_WANTED: dict[str, object] = {
+    "connection_strategy": "lazy",  # eager connects to the target above for each client
+    "http2": False,  # one upstream connection per request and a cache of failed connects
+    "onboarding": False,  # answers the host mitm.it by itself
+    "keep_host_header": True,  # routes match on the name that the client asked for
+    "tcp_timeout": 3600,  # a long answer that is not streamed is silent for minutes
+    "body_size_limit": "64m",
+}
+
+
+class Refusal(Exception):
+    """mitmproxy is set to something that a balancer cannot work with; one line says what to change."""
+
+
+def prepare(listen: Listen) -> None:
+    """Set what a balancer needs and the user did not set. Raises Refusal."""
+    wanted = dict(_WANTED, listen_host=listen.host, listen_port=listen.port)
+    if listen.http2 is not None:
+        wanted["http2"] = listen.http2
+    if not _is_set("mode"):
+        _SERVER_LOG.addFilter(_about_the_wanted_listener)
+        host = ctx.options.listen_host if _is_set("listen_host") else listen.host
+        port = ctx.options.listen_port if _is_set("listen_port") else listen.port
+        # With the address in it, so that the mode differs whenever the listener must.
+        wanted["mode"] = [f"{NOWHERE}@{host}:{port}" if host else f"{NOWHERE}@{port}"]
+    check()
+    ctx.options.update(**{name: value for name, value in wanted.items() if not _is_set(name)})
+
+
+def check() -> None:
+    """Raise Refusal if an option that the user set would break the balancer."""
+    if ctx.options.stream_large_bodies:
+        raise Refusal(
+            "stream_large_bodies sends requests on before they can be balanced; "
+            "leave it unset (large responses are streamed anyway)"
+        )
+    if _is_set("connection_strategy") and ctx.options.connection_strategy != "lazy":
+        raise Refusal("connection_strategy must be lazy: eager connects before the endpoint is chosen")
+    if _is_set("mode"):
+        for spec in ctx.options.mode:
+            _check_mode(spec)
+
+
+def _check_mode(spec: str) -> None:
+    mode = mode_specs.ProxyMode.parse(spec)
+    if not isinstance(mode, mode_specs.ReverseMode):
+        raise Refusal(f"mode {spec} would be an open proxy; leave mode unset or use {NOWHERE}@PORT")
+    if mode.scheme != "http" or not mode.address[0].endswith(".invalid"):
+        raise Refusal(
+            f"mode {spec} names a real target, where requests would go unbalanced after a fault; "
+            f"leave mode unset or use {NOWHERE}@PORT"
+        )
+
+
+def _is_set(name: str) -> bool:
+    # An option that was set to its default counts as set, which has_changed() cannot tell.
+    return dict(ctx.options.items())[name].value is not optmanager.unset
+
+
+def unknown_options() -> list[str]:
+    """Options that look like ours and are not: mitmproxy accepts any name silently."""
+    return sorted(name for name in ctx.options.deferred if name.startswith("ai_lb"))
+
+
+async def listen_where_wanted() -> None:
+    """Open the wanted listener instead of the one that mitmproxy opened before the script was loaded."""
+    proxyserver = ctx.master.addons.get("proxyserver")
+    if ctx.options.server:
+        await proxyserver.servers.update([mode_specs.ProxyMode.parse(spec) for spec in ctx.options.mode])
+    _SERVER_LOG.removeFilter(_about_the_wanted_listener)
+
+
+_SERVER_LOG = logging.getLogger("mitmproxy.addons.proxyserver")
+
+
+def _about_the_wanted_listener(entry: logging.LogRecord) -> bool:
+    """Drop errors of the listener that nobody wanted: its port may be taken, and it is closed anyway."""
+    message = entry.getMessage()
+    return bool(message) and "HTTP(S) proxy failed to listen" not in message

@@ -1,0 +1,312 @@
+"""What the addon does to requests and responses, and how it takes options."""
+
+import asyncio
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mitmproxy import exceptions, http
+from mitmproxy.io import FlowReader, FlowWriter
+
+from tests.addon import engine as engines
+from tests.addon.engine import ScriptedEngine
+from tests.addon.proxy import Proxy, until
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret words"}]}
+
+
+async def send(
+    proxy: Proxy, body: bytes, *head: str, path: str = "/v1/chat/completions"
+) -> tuple[bytes, bytes]:
+    """POST a body on a connection of its own; gives the response's head and body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: api.test:99",
+        "connection: close",
+        f"content-length: {len(body)}",
+        *head,
+    ]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    async with asyncio.timeout(20):
+        got = await reader.read()
+    writer.close()
+    first, _, rest = got.partition(b"\r\n\r\n")
+    return first, rest
+
+
+def one_cluster(engine: ScriptedEngine, **more: Any) -> dict[str, Any]:
+    return {"clusters": {"c": {"endpoints": [engine.endpoint]}}, **more}
+
+
+class Keeper:
+    """Keeps the flows that ended."""
+
+    def __init__(self) -> None:
+        self.flows: list[http.HTTPFlow] = []
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        self.flows.append(flow)
+
+
+async def test_the_request_reaches_its_endpoint_with_its_own_host_and_unchanged_body(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        body = b'{ "model" :"m", "messages":[] , "x":1e400}'
+        await send(proxy, body)
+        assert engine.bodies == [body]
+        assert f"host: 127.0.0.1:{engine.port}\r\n".encode() in engine.heads[0].lower()
+        assert engine.heads[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+
+
+async def test_an_absolute_request_line_is_sent_on_as_a_path(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        await send(proxy, b"", path="http://elsewhere.test/v1/models")
+        assert engine.heads[0].startswith(b"POST /v1/models HTTP/1.1\r\n")
+
+
+async def test_nobody_but_the_balancer_speaks_in_its_headers(tmp_path: Path) -> None:
+    async def spoof(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nX-AI-LB-Reason: spoofed\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with ScriptedEngine(spoof) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        head, _ = await send(proxy, b"{}", "X-Ai-Lb-Endpoint: mine", "x-ai-lb-anything: 1")
+        assert b"x-ai-lb" not in engine.heads[0].lower()
+        assert b"x-ai-lb" not in head.lower()
+
+
+async def test_the_decision_is_exposed_only_when_asked_for(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        async with Proxy(tmp_path, one_cluster(engine, expose_decision=True)) as proxy:
+            head, _ = await send(proxy, b"{}")
+            assert b"x-ai-lb-endpoint: scripted" in head
+            assert b"x-ai-lb-policy: round_robin" in head
+            assert b"x-ai-lb-reason: turn" in head
+            assert str(engine.port).encode() not in head
+        async with Proxy(tmp_path, one_cluster(engine)) as proxy:
+            head, _ = await send(proxy, b"{}")
+            assert b"x-ai-lb" not in head
+
+
+async def test_the_record_is_plain_and_survives_saving(tmp_path: Path) -> None:
+    keeper = Keeper()
+    async with ScriptedEngine(engines.stream) as engine:
+        config = one_cluster(engine, lb_policy="global_least_request", lb_config={})
+        async with Proxy(tmp_path, config, keeper) as proxy:
+            await send(proxy, json.dumps(CHAT).encode())
+            await until(lambda: keeper.flows, "the flow ended")
+    saved = tmp_path / "saved.mitm"
+    with saved.open("wb") as file:
+        FlowWriter(file).add(keeper.flows[0])
+    with saved.open("rb") as file:
+        (flow,) = FlowReader(file).stream()
+    record = flow.metadata["ai_lb"]
+    assert record["route"] == "default"
+    assert record["policy"] == "global_least_request"
+    assert record["endpoint"] == "scripted"
+    assert record["reason"] == "least_request"
+    assert record["model"] == "m"
+    assert record["host"] == "api.test"
+    assert [row["endpoint"] for row in record["candidates"]] == ["scripted"]
+    assert record["candidates"][0]["in_flight"] == 0
+    assert record["outcome"]["ending"] == "complete"
+    assert record["outcome"]["status"] == 200
+    assert 0 < record["outcome"]["ttft_s"] <= record["outcome"]["duration_s"]
+    assert "secret words" not in repr(record)
+    assert flow.comment.startswith("scripted (global_least_request: least_request), complete 200, ttft ")
+
+
+async def test_streams_and_long_or_endless_bodies_are_not_kept_and_short_ones_are(tmp_path: Path) -> None:
+    bodies = {
+        "sse": (b"content-type: text/event-stream\r\n", b"data: {}\n\n"),
+        "long": (b"content-length: 2000000\r\n", b"x" * 2_000_000),
+        "endless": (b"", b"x" * 100),
+        "short": (b"content-length: 100\r\n", b"x" * 100),
+    }
+    for name, (header, body) in bodies.items():
+        keeper = Keeper()
+
+        async def script(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes = header + b"\r\n" + body
+        ) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\n" + sent)
+            await writer.drain()
+            writer.close()
+
+        async with (
+            ScriptedEngine(script) as engine,
+            Proxy(tmp_path, one_cluster(engine), keeper) as proxy,
+        ):
+            _, got = await send(proxy, b"{}")
+            assert got == body
+            await until(lambda keeper=keeper: keeper.flows, "the flow ended")
+            response = keeper.flows[0].response
+            assert response is not None
+            assert (response.raw_content is None) == (name != "short"), name
+
+
+async def test_usage_is_read_from_answers_that_are_not_streamed(tmp_path: Path) -> None:
+    payload = (
+        b'{"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
+    )
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(payload), payload))
+
+    keeper = Keeper()
+    async with ScriptedEngine(script) as engine, Proxy(tmp_path, one_cluster(engine), keeper) as proxy:
+        await send(proxy, json.dumps(CHAT).encode())
+        await until(lambda: keeper.flows, "the flow ended")
+    outcome = keeper.flows[0].metadata["ai_lb"]["outcome"]
+    assert (outcome["prompt_tokens"], outcome["completion_tokens"], outcome["cached_tokens"]) == (7, 3, 4)
+
+
+async def test_a_gzip_bomb_is_sent_on_unread(tmp_path: Path) -> None:
+    bomb = gzip.compress(b" " * 200_000_000)
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        head, _ = await send(proxy, bomb, "content-encoding: gzip")
+        assert b" 200 " in head
+        assert engine.bodies == [bomb]
+
+
+async def test_no_body_is_changed_on_its_way(tmp_path: Path) -> None:
+    """The body reaches the endpoint byte for byte, whatever it is; parsing alone is fuzzed in tests/core."""
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        odd = [
+            b"",
+            b"\xff\xfe{\x00}\x00",
+            b'{"model":"\\ud800"}',
+            b"[" * 100_000,
+            b'{"n":' + b"9" * 5000 + b"}",
+            b'{"messages":7,"model":{"a":[]},"stream":"yes"}',
+            b"\xef\xbb\xbf{}",
+            *(bytes([byte]) * 300 for byte in range(0, 256, 17)),
+        ]
+        for body in odd:
+            writer.write(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+            )
+            writer.write(body)
+            async with asyncio.timeout(10):
+                assert await reader.readuntil(b"{}")
+        writer.close()
+        assert engine.bodies == odd
+        await until(proxy.is_clean, "nothing is in flight")
+
+
+async def test_the_policy_changes_while_requests_are_in_flight(tmp_path: Path) -> None:
+    keeper = Keeper()
+    async with ScriptedEngine(engines.answer) as engine:
+        config = one_cluster(engine, lb_policy="global_least_request", lb_config={})
+        config["clusters"]["c"]["balance"] = "random"
+        async with Proxy(tmp_path, config, keeper) as proxy:
+            for number, (option, expected) in enumerate(
+                [
+                    ("", "global_least_request"),
+                    ("off", "random"),
+                    ("round_robin", "round_robin"),
+                    ("", "global_least_request"),
+                ]
+            ):
+                proxy.master.options.update(ai_lb_policy=option)
+                await send(proxy, b"{}")
+                await until(lambda wanted=number + 1: len(keeper.flows) == wanted, "the flow ended")
+                assert keeper.flows[-1].metadata["ai_lb"]["policy"] == expected
+
+
+async def test_a_request_in_flight_finishes_under_the_policy_that_placed_it(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.hang_mid_stream) as engine:
+        config = one_cluster(engine, lb_policy="global_least_request", lb_config={})
+        async with Proxy(tmp_path, config) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"GET /v1/anything HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"\n\n")
+            proxy.master.options.update(ai_lb_policy="off")
+            assert proxy.in_flight() == 1
+            (exchange,) = proxy.addon._exchanges.values()
+            assert exchange.placement.decision.policy == "global_least_request"
+            writer.close()
+            await until(proxy.is_clean, "nothing is in flight")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("ai_lb_policy", "global_least_reqest", "global_least_request"),
+        ("stream_large_bodies", "1m", "stream_large_bodies"),
+        ("connection_strategy", "eager", "lazy"),
+        ("mode", ["regular"], "open proxy"),
+        ("mode", ["reverse:http://example.com"], "unbalanced"),
+        ("ai_lb_config", "other.yaml", "start"),
+    ],
+)
+async def test_a_wrong_option_is_refused_while_running_and_changes_nothing(
+    tmp_path: Path, option: str, value: Any, words: str
+) -> None:
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        before = getattr(proxy.master.options, option)
+        with pytest.raises(exceptions.OptionsError, match=words) as caught:
+            proxy.master.options.update(**{option: value})
+        assert "\n" not in str(caught.value)
+        assert getattr(proxy.master.options, option) == before
+        head, _ = await send(proxy, b"{}")
+        assert b" 200 " in head
+
+
+async def test_options_that_the_user_did_not_set_are_set_for_a_balancer(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        async with Proxy(tmp_path, one_cluster(engine), http2="true", tcp_timeout="77") as proxy:
+            options = proxy.master.options
+            assert options.connection_strategy == "lazy"
+            assert options.onboarding is False
+            assert options.keep_host_header is True
+            assert options.body_size_limit == "64m"
+            assert options.http2 is True  # asked for
+            assert options.tcp_timeout == 77
+        async with Proxy(tmp_path, one_cluster(engine)) as proxy:
+            assert proxy.master.options.http2 is False
+            assert proxy.master.options.tcp_timeout == 3600
+
+
+async def test_the_command_lists_what_is_in_flight(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.hang) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        assert proxy.master.commands.call("ai_lb.in_flight") == ["c/scripted: 0"]
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await until(
+            lambda: proxy.master.commands.call("ai_lb.in_flight") == ["c/scripted: 1"], "it is counted"
+        )
+        writer.close()
+        await until(proxy.is_clean, "nothing is in flight")
+
+
+async def test_a_live_reload_of_the_script_gives_everything_back(tmp_path: Path) -> None:
+    async with (
+        ScriptedEngine(engines.hang_mid_stream) as engine,
+        Proxy(tmp_path, one_cluster(engine)) as proxy,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await reader.readuntil(b"\n\n")
+        old = proxy.addon
+        assert old._runtime is not None
+        store = old._runtime.clusters["c"].store
+        assert store.in_flight == {"scripted": 1}
+        proxy.master.addons.get("scriptloader").addons[0].loadscript()
+        await until(lambda: store.in_flight == {}, "the old one gave everything back")
+        assert proxy.addon is not old
+        assert proxy.addon._runtime is not None
+        writer.close()
+        await until(lambda: engine.open == 0, "the stream ended")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=st.text(alphabet=st.characters(codec="latin-1", categories=["L", "N", "P"]), max_size=200))
+def test_a_long_or_odd_content_length_is_never_taken_for_short(value: str) -> None:
+    from addons.exchange import _is_short
+
+    assert not _is_short(value) or int(value) <= 1 << 20
