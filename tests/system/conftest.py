@@ -1,0 +1,14 @@
+"""Real processes, shared by the tests of a module where starting them would cost more than the test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.balancer import Engines
+
+
+@pytest.fixture
+def engines() -> Iterator[Engines]:
+    """Three simulated engines, quick ones."""
+    with Engines(3, "--ttft", "0.005", "--tpot", "0.001", "--max-num-seqs", "64") as fleet:
+        yield fleet

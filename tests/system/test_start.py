@@ -1,0 +1,134 @@
+"""How the balancer starts, and how it refuses to: with real processes, as users see it."""
+
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.system.balancer import ADDON, BIN, Balancer, free_port, wait_until
+
+CLUSTER = {"clusters": {"c": {"endpoints": [{"url": "http://127.0.0.1:1", "name": "nobody"}]}}}
+
+
+def refusal(folder: Path, *arguments: str) -> list[str]:
+    """Start mitmdump, which must end by itself with an error; gives the lines about the balancer."""
+    ended = subprocess.run(
+        [
+            str(BIN / "mitmdump"),
+            "-s",
+            str(ADDON),
+            "--set",
+            f"confdir={folder.parent / 'mitmproxy'}",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return [line.partition("ai-lb: ")[2] for line in ended.stdout.splitlines() if "ai-lb: " in line]
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "ai_lb.yaml"
+    path.write_text(text)
+    return f"ai_lb_config={path}"
+
+
+def test_all_faults_of_the_configuration_are_told_at_once(tmp_path: Path) -> None:
+    chosen = written(tmp_path, f"listen: 127.0.0.1:{free_port()}\nclustrs: {{}}\nexpose_decision: perhaps\n")
+    lines = refusal(tmp_path, "--set", chosen)
+    assert len(lines) >= 2
+    assert any(":2: clustrs: " in line and "clusters" in line for line in lines)
+    assert any(":3: expose_decision: " in line for line in lines)
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, "--set", "ai_lb_config=nowhere/my.yaml")
+    assert "nowhere/my.yaml" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "stream_large_bodies=1m"), "stream_large_bodies sends requests on before"),
+        (("--mode", "regular"), "mode regular would be an open proxy"),
+        (("--mode", "socks5"), "mode socks5 would be an open proxy"),
+        (("--mode", "reverse:http://127.0.0.1:9"), "names a real target"),
+        (("--set", "connection_strategy=eager"), "connection_strategy must be lazy"),
+        (("--set", "ai_lb_polcy=off"), "there is no option ai_lb_polcy"),
+        (("--set", "ai_lb_policy=of"), "of"),
+    ],
+)
+def test_what_breaks_a_balancer_is_refused_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    chosen = written(tmp_path, f"listen: 127.0.0.1:{free_port()}\nclusters: {{c: {{endpoints: []}}}}\n")
+    listen = () if "--mode" not in arguments else ("--listen-port", str(free_port()))
+    (line,) = refusal(tmp_path, "--set", chosen, *arguments, *listen)
+    assert words in line
+
+
+def test_a_taken_listen_address_is_an_error(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        chosen = written(tmp_path, f"listen: 127.0.0.1:{port}\nclusters: {{c: {{endpoints: []}}}}\n")
+        refusal(tmp_path, "--set", chosen)
+
+
+def test_a_taken_default_port_of_mitmproxy_does_not_matter(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it, which is as good
+        with Balancer(tmp_path, CLUSTER) as balancer:
+            assert requests.get(balancer.url, timeout=10).status_code == 502
+            assert "failed to listen" not in balancer.log()
+
+
+def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
+    balancer = Balancer(tmp_path, CLUSTER)
+    configured, balancer.port = balancer.port, free_port()
+    balancer.command += ["--listen-port", str(balancer.port)]
+    with balancer, socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", configured)) != 0
+
+
+@pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
+def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
+    web = ("--no-web-open-browser", "--set", f"web_port={free_port()}") if program == "mitmweb" else ()
+    with Balancer(tmp_path, CLUSTER, *web, program=program) as balancer:
+        assert requests.get(balancer.url, timeout=10).status_code == 502
+        wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
+        assert balancer.stop() == 0
+        assert "Traceback" not in balancer.log()
+
+
+def test_the_same_file_works_under_mitmproxy_in_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    balancer = Balancer(tmp_path, CLUSTER, program="mitmproxy")
+    balancer.terminal = terminal
+    with balancer:
+        assert requests.get(balancer.url, timeout=10).status_code == 502
+        wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
+        assert b"reverse:http://lb.invalid:1" in os.read(screen, 1 << 20)
+    os.close(screen)
+    os.close(terminal)
