@@ -6,6 +6,7 @@ for a flow finishes what was routed, once. The rules that mitmproxy imposes on h
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Sequence
@@ -113,6 +114,10 @@ class AiLb:
         except OSError as error:
             logger.error("ai-lb: metrics_listen: %s", error.strerror)
         await proxy_options.listen_where_wanted()
+        proxy_options.drop_unheard_log_events()
+        # What is loaded by now stays: the collector need not walk it again and again under load.
+        gc.collect()
+        gc.freeze()
         for name, cluster in runtime.clusters.items():
             logger.info("ai-lb: cluster %s has %d endpoints", name, len(cluster.endpoints))
 

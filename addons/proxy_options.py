@@ -3,6 +3,8 @@
 import logging
 
 from mitmproxy import ctx, optmanager
+from mitmproxy.addonmanager import traverse
+from mitmproxy.log import LegacyLogEvents
 from mitmproxy.proxy import mode_specs
 
 from lb_core.config import Listen
@@ -80,6 +82,18 @@ async def listen_where_wanted() -> None:
     if ctx.options.server:
         await proxyserver.servers.update([mode_specs.ProxyMode.parse(spec) for spec in ctx.options.mode])
     _SERVER_LOG.removeFilter(_about_the_wanted_listener)
+
+
+def drop_unheard_log_events() -> None:
+    """Stop mitmproxy from offering each log entry to all addons as the deprecated event `add_log`.
+
+    That costs 0.1 ms of CPU for each entry, several for each connection. Left alone if an addon listens.
+    """
+    if any(hasattr(addon, "add_log") for addon in traverse(ctx.master.addons.chain)):
+        return
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, LegacyLogEvents)]:
+        root.removeHandler(handler)
 
 
 _SERVER_LOG = logging.getLogger("mitmproxy.addons.proxyserver")

@@ -1,7 +1,7 @@
 """What every registered policy promises, and what each one does."""
 
 from collections import Counter
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 
 import pytest
 from hypothesis import given
@@ -24,8 +24,7 @@ def test_a_policy_is_a_frozen_dataclass_with_defaults_under_its_own_name(name: s
     policy = POLICIES[name]()
     assert policy.name == name
     assert is_dataclass(policy)
-    with pytest.raises(AttributeError):
-        setattr(policy, next(iter([field.name for field in fields(policy)]), "anything"), 1)
+    assert policy.__dataclass_params__.frozen
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,8 +42,14 @@ class Balancer:
     """`mitmdump -s addons/ai_lb.py` with a configuration; `with` starts and stops it."""
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], *arguments: str, program: str = "mitmdump"
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *arguments: str,
+        program: str = "mitmdump",
+        serves: bool = True,
     ) -> None:
+        self._ports_to_open = ["port", "metrics_port"] if serves else ["metrics_port"]
         self.port = free_port()
         self.metrics_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -75,7 +81,7 @@ class Balancer:
     def _serves(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log()
-        return all(_open(port) for port in (self.port, self.metrics_port))
+        return all(_open(getattr(self, name)) for name in self._ports_to_open)
 
     def stop(self, sent: int = signal.SIGTERM) -> int:
         """Signal it and wait for its end; gives the exit code."""
