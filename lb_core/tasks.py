@@ -1,0 +1,26 @@
+"""Background tasks whose failure does not go unseen."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_running: set[asyncio.Task[None]] = set()
+"""The event loop itself keeps only weak references."""
+
+
+def spawn(coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """Run it in the background of the running event loop; an exception that escapes is logged, once."""
+    task = asyncio.get_running_loop().create_task(_guarded(coro, name), name=name)
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
+
+
+async def _guarded(coro: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await coro
+    except Exception:  # the one place for it outside the addon
+        logger.exception("The task %r failed; this is a fault of the balancer.", name)
