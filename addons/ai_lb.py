@@ -110,7 +110,7 @@ class AiLb:
         if unknown or (runtime := self._runtime) is None:
             return
         try:
-            runtime.start()
+            await runtime.start()
         except OSError as error:
             logger.error("ai-lb: metrics_listen: %s", error.strerror)
         await proxy_options.listen_where_wanted()

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import partial
 from typing import Self
 
 from lb_core.cluster import Cluster
@@ -95,13 +96,20 @@ class Balancer:
         """
         route = self._match(request)
         cluster = route.cluster
-        snapshot = cluster.snapshot(request.model)
         policy = route.policy or self.default_policy or cluster.balance
+        finder = cluster.finder(policy)
+        found = await finder.find(request) if finder else None
+        # Nothing is awaited from here until the store has placed the request.
+        snapshot = cluster.snapshot(request.model, found)
         decision = policy.decide(request, snapshot)
         lease = await cluster.store.acquire(request.id, decision, request.tie)
         in_flight = dict(cluster.store.in_flight)
         in_flight[lease.endpoint.name] = lease.in_flight - 1
-        return Placement(request, route.name, cluster.name, decision, lease, in_flight, started)
+        note = partial(finder.record, found) if finder and found else None
+        placement = Placement(request, route.name, cluster.name, decision, lease, in_flight, started, note)
+        if note is not None:
+            note(lease.endpoint.name)
+        return placement
 
     def finish(self, placement: Placement, outcome: Outcome) -> None:
         """Give the slot back and learn from what became of the request. A second call does nothing."""

@@ -58,7 +58,7 @@ class RouteError(AiLbError):
     """This request cannot be placed.
 
     The message is for the client, so it holds no address, path or name of the installation.
-    `retry_after_s` is sent as Retry-After when it is set; `usual_retry_after_s` where nothing better is known.
+    `retry_after_s` is sent as Retry-After; it is `usual_retry_after_s` where nothing better is known.
     """
 
     status: ClassVar[int] = 500

@@ -4,9 +4,10 @@ Units: seconds end in `_s`; loads are numbers of requests; weights are relative,
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lb_core.engines.model import Observation
 from lb_core.request import LLMRequest
 
 
@@ -87,6 +88,10 @@ class Snapshot:
     """How many decisions this cluster has made before; what rotates a round robin."""
     prefix: PrefixMatch | None = None
     """For policies that declare the signal `prefix`; None where nothing of the prompt is known."""
+    metrics: Mapping[str, Observation] = field(default_factory=dict)
+    """For policies that declare the signal `metrics`, by endpoint name, however old; absent is unknown."""
+    recent: Mapping[str, int] = field(default_factory=dict)
+    """How often each endpoint was taken in the route's last 100 choices; absent is never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,8 @@ class Placement:
     """What was in flight at each candidate, by endpoint name, when the decision was made."""
     started: float
     """When the request came, on the balancer's clock."""
+    note: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+    """Tells whoever remembers prompts at which endpoint this one is."""
 
     @property
     def endpoint(self) -> Endpoint:

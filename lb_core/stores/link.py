@@ -245,6 +245,10 @@ class Links:
         place = (settings, key if link.is_cluster else "")
         return self._links.setdefault(place, link)
 
+    async def settled(self) -> None:
+        """Wait until each is up, or is known to be away."""
+        await asyncio.gather(*(link.settled() for link in self._links.values()))
+
     async def close(self) -> None:
         """Close them all."""
         for link in self._links.values():

@@ -32,13 +32,14 @@ def free_port() -> int:
 class RedisServer:
     """One server process. `stop` and `start` again keep the port, and nothing else."""
 
-    def __init__(self, *arguments: str, port: int | None = None) -> None:
+    def __init__(self, *arguments: str, port: int | None = None, password: str | None = None) -> None:
         self.binary = get_binary_path()
         self.port = port or free_port()
-        self._arguments = arguments
+        self._arguments = (*arguments, "--requirepass", password) if password else arguments
         self._folder = tempfile.TemporaryDirectory(prefix="ai-lb-redis-")
         self._process: subprocess.Popen[bytes] | None = None
-        self.client: Any = redis.Redis(port=self.port, decode_responses=True)  # its annotations fit nothing
+        # Its annotations fit nothing.
+        self.client: Any = redis.Redis(port=self.port, password=password, decode_responses=True)
 
     def start(self) -> "RedisServer":
         """Start and wait until it answers."""
@@ -95,9 +96,9 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(*arguments: str) -> Iterator[RedisServer]:
+def redis_server(*arguments: str, password: str | None = None) -> Iterator[RedisServer]:
     """One server for the time of a block."""
-    server = RedisServer(*arguments).start()
+    server = RedisServer(*arguments, password=password).start()
     try:
         yield server
     finally:
