@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 
-from mitmproxy import command, connection, ctx, exceptions, http
+from mitmproxy import command, connection, contentviews, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.proxy import mode_specs
 
 from addons import connections, proxy_options
+from addons.decision_view import DecisionView
 from addons.exchange import METADATA, Exchange, asked_host, drop_own_headers
 from lb_core import config, record
 from lb_core.errors import ConfigError, InternalError, RouteError
@@ -49,7 +50,8 @@ class AiLb:
     # -- life of the addon ------------------------------------------------------------------------
 
     def load(self, loader: Loader) -> None:
-        """Declare the options."""
+        """Declare the options and the content view."""
+        contentviews.add(DecisionView())
         loader.add_option(
             "ai_lb_config", str, "", "Balancer: path of the YAML file; empty is configs/ai_lb.yaml here."
         )

@@ -21,6 +21,9 @@ _WANTED: dict[str, object] = {
     "body_size_limit": "64m",
 }
 
+_WEB_COLUMNS = ["icon", "path", "method", "status", "comment", "size", "time"]
+"""mitmweb's columns with the comment, which is the decision in one line."""
+
 
 class Refusal(Exception):
     """mitmproxy is set to something that a balancer cannot work with; one line says what to change."""
@@ -31,6 +34,8 @@ def prepare(listen: Listen) -> None:
     wanted = dict(_WANTED, listen_host=listen.host, listen_port=listen.port)
     if listen.http2 is not None:
         wanted["http2"] = listen.http2
+    if "web_columns" in ctx.options:
+        wanted["web_columns"] = _WEB_COLUMNS
     if not _is_set("mode"):
         _SERVER_LOG.addFilter(_about_the_wanted_listener)
         host = ctx.options.listen_host if _is_set("listen_host") else listen.host
