@@ -114,6 +114,25 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceChoice:
+    """One service and what a policy makes of it; `reason` is one of the policy's fixed words."""
+
+    name: str
+    reason: str
+    detail: str = ""
+    score: float | None = None
+    """What it was ranked by, lower is better; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDecision:
+    """What a policy prefers: every service once, best first."""
+
+    policy: str
+    choices: tuple[ServiceChoice, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """One in-flight slot held for one request. Given back by `Store.release`, which is idempotent."""
 
@@ -139,6 +158,14 @@ class Placement:
     """What was in flight at each candidate, by endpoint name, when the decision was made."""
     started: float
     """When the request came, on the balancer's clock."""
+    out: Mapping[str, str] = field(default_factory=dict)
+    """The endpoints that were no candidates for their health, and how they were."""
+    panic: bool = False
+    """So few endpoints are well that those that are not were candidates too."""
+    services: ServiceDecision | None = None
+    """How the cluster was chosen, where the route chooses among several."""
+    service_header: str | None = None
+    """The request header that tells the upstream which was chosen."""
     note: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
     """Tells whoever remembers prompts at which endpoint this one is."""
 
@@ -188,3 +215,9 @@ class Outcome:
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
     """A short text about what went wrong, without addresses."""
+    connected: bool = True
+    """False when no connection to the endpoint came about."""
+    error_code: int | None = None
+    """The code of an error event that came in place of content."""
+    retry_after: str | None = None
+    """The upstream's Retry-After, as it came."""

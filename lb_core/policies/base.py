@@ -8,6 +8,7 @@ favourite still says what comes next, which is the overflow and the order of fai
 
 from typing import ClassVar, Protocol
 
+from lb_core.services import ServiceDecision, Services
 from lb_core.types import Choice, Decision, Request, Snapshot, Tier
 
 
@@ -16,12 +17,45 @@ class Policy(Protocol):
 
     name: ClassVar[str]
     lb_type: ClassVar[str]
-    """`endpoint`: chooses within one cluster. `cluster`: chooses among clusters."""
+    """`endpoint`: chooses within one cluster."""
     signals: ClassVar[frozenset[str]]
     """What it needs to be given beyond in-flight counts: `metrics`, `prefix`, `latency`."""
 
     def decide(self, request: Request, snapshot: Snapshot) -> Decision:
         """Give the preferences for this request; never raises, never empty while there are candidates."""
+        ...
+
+
+class ClusterPolicy(Protocol):
+    """A policy that chooses among clusters; within the chosen one, its own strategy chooses the endpoint."""
+
+    name: ClassVar[str]
+    lb_type: ClassVar[str]
+    """`cluster`."""
+    signals: ClassVar[frozenset[str]]
+
+    @property
+    def service_list(self) -> tuple[str, ...]:
+        """The names of the clusters."""
+        ...
+
+    @property
+    def cluster_header(self) -> str:
+        """The request header that tells the service its name."""
+        ...
+
+    @property
+    def queue_size(self) -> int:
+        """How many samples are kept of each service."""
+        ...
+
+    @property
+    def sample_ttl(self) -> float:
+        """Seconds after which a sample is forgotten."""
+        ...
+
+    def choose(self, request: Request, services: Services) -> ServiceDecision:
+        """Rank the services for this request; never raises, never leaves one out."""
         ...
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lb_core.config import load
-from lb_core.policies import POLICIES
+from lb_core.policies import CLUSTER_POLICIES, POLICIES
 from lb_core.runtime import Runtime
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -24,4 +24,4 @@ def test_every_policy_has_an_example_that_uses_it() -> None:
         config = load(path, env={})
         policies = [config.default_policy, *(route.policy for route in config.routes)]
         used |= {policy.name for policy in policies if policy} | {c.balance for c in config.clusters.values()}
-    assert used == set(POLICIES)
+    assert used == {*POLICIES, *CLUSTER_POLICIES}

@@ -7,10 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = [
-    {"errors", "skim", "request"},
+    {"errors", "skim", "request", "engines"},
     {"types"},
     {"sse", "drawing", "record", "replies", "stats", "tasks"},
-    {"engines", "health", "retry"},
+    {"health", "retry", "services"},
     {"policies", "stores"},
     {"prefix"},
     {"config", "cluster"},

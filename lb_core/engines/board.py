@@ -1,0 +1,149 @@
+"""What is known of the engines now. Lives on the event loop, which is handed finished values."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lb_core.engines.model import EngineMetrics, Observation, Scrape
+from lb_core.engines.watch import Change, Watch
+
+logger = logging.getLogger(__name__)
+
+STALE_AFTER_S = 5.0
+
+PAGE = "page"
+"""Stands for all signals in `missing`: there is no page."""
+_CONSEQUENCES = {
+    "waiting": "its queue is judged by the requests that this balancer has in flight there",
+    "running": "requests that it has and does not report are not noticed",
+    "kv_usage": "its KV cache neither speaks for it nor against it",
+}
+
+
+@dataclass(slots=True)
+class _Engine:
+    metrics: EngineMetrics | None = None
+    watch: Watch = field(default_factory=Watch)
+    placed: dict[str, float] = field(default_factory=dict)
+    """When each own request in flight was placed, by lease id."""
+    since: int = 0
+    """How many of `placed` the newest page cannot count."""
+    missing: tuple[str, ...] = ()
+
+
+class Board:
+    """The newest page of each endpoint, own requests since, and the states that follow.
+
+    `clock` is the balancer's and the scraper's. `on_change` hears of every change of an engine's health, as
+    (endpoint, change); after RESTARTED and ASLEEP nothing is left of what the engine had cached.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        stale_after_s: float = STALE_AFTER_S,
+        on_change: Callable[[str, Change], None] = lambda endpoint, change: None,
+    ) -> None:
+        self._clock = clock
+        self._stale_after_s = stale_after_s
+        self.on_change = on_change
+        self._engines: dict[str, _Engine] = {}
+
+    def take(self, scrape: Scrape) -> None:
+        """Take in a finished visit. One that was begun before the newest page is ignored."""
+        engine = self._engine(scrape.endpoint)
+        metrics = scrape.metrics
+        if metrics is None:
+            # A visit that fails now and then has no consequence.
+            if engine.metrics is None or self._clock() - engine.metrics.at > self._stale_after_s:
+                self._tell_missing(scrape.endpoint, engine, (PAGE,), scrape.error)
+            return
+        if engine.metrics is not None and metrics.at < engine.metrics.at:
+            return
+        engine.metrics = metrics
+        engine.since = sum(placed > metrics.at for placed in engine.placed.values())
+        absent = [signal for signal in _CONSEQUENCES if metrics.dialect and getattr(metrics, signal) is None]
+        self._tell_missing(scrape.endpoint, engine, (*absent, *metrics.absent))
+        for change in engine.watch.observe(metrics, len(engine.placed) - engine.since):
+            self._tell_change(scrape.endpoint, change)
+
+    def placed(self, endpoint: str, lease_id: str) -> None:
+        """A request was placed at an endpoint; `finished` must follow."""
+        engine = self._engine(endpoint)
+        if lease_id not in engine.placed:
+            engine.placed[lease_id] = self._clock()
+            engine.since += 1
+
+    def finished(self, endpoint: str, lease_id: str) -> None:
+        """The request is gone, or was moved to another endpoint. A second call does nothing."""
+        engine = self._engines.get(endpoint)
+        placed = engine.placed.pop(lease_id, None) if engine else None
+        if engine and placed is not None and (engine.metrics is None or placed > engine.metrics.at):
+            engine.since -= 1
+
+    def observations(self, endpoints: Iterable[str]) -> dict[str, Observation]:
+        """What is known of these endpoints, however old; those without any page yet are not in it."""
+        now = self._clock()
+        known = self._engines
+        return {
+            name: Observation(engine.metrics, now - engine.metrics.at, engine.since)
+            for name in endpoints
+            if (engine := known.get(name)) is not None and engine.metrics is not None
+        }
+
+    def asleep(self, endpoint: str) -> bool:
+        """Whether it says that it sleeps: it gets nothing. What it said too long ago is not used."""
+        engine = self._engines.get(endpoint)
+        if engine is None or engine.metrics is None or not engine.watch.asleep:
+            return False
+        return self._clock() - engine.metrics.at <= self._stale_after_s
+
+    def stalled(self, endpoint: str) -> bool:
+        """Whether it has work and makes no steps, as far as is known."""
+        engine = self._engines.get(endpoint)
+        return engine is not None and engine.watch.stalled
+
+    def missing(self) -> Mapping[str, tuple[str, ...]]:
+        """By endpoint the signals that its last visit did not give, `page` for all of them."""
+        return {name: engine.missing for name, engine in self._engines.items() if engine.missing}
+
+    def keep(self, endpoints: Iterable[str]) -> None:
+        """Forget the engines that the configuration has no longer."""
+        kept = set(endpoints)
+        for name in [name for name in self._engines if name not in kept]:
+            del self._engines[name]
+
+    def _engine(self, endpoint: str) -> _Engine:
+        return self._engines.setdefault(endpoint, _Engine())
+
+    def _tell_missing(
+        self, endpoint: str, engine: _Engine, missing: tuple[str, ...], error: str = ""
+    ) -> None:
+        """Once when a signal goes missing and once when it is back."""
+        for signal in missing:
+            if signal in engine.missing:
+                continue
+            if signal == PAGE:
+                logger.warning(
+                    "Endpoint %s: no metrics (%s). Others are preferred to it while they have some.",
+                    endpoint,
+                    error,
+                )
+            else:
+                consequence = _CONSEQUENCES.get(signal, "it neither speaks for the endpoint nor against it")
+                logger.warning("Endpoint %s: the metric %s is missing; %s.", endpoint, signal, consequence)
+        before = engine.missing
+        # While there is no page nothing is known of the single signals: they stay as they were told.
+        engine.missing = (*(s for s in before if s != PAGE), PAGE) if missing == (PAGE,) else missing
+        for signal in before:
+            if signal not in engine.missing:
+                what = "metrics are" if signal == PAGE else f"the metric {signal} is"
+                logger.info("Endpoint %s: %s back.", endpoint, what)
+
+    def _tell_change(self, endpoint: str, change: Change) -> None:
+        if change is Change.STALLED:
+            logger.warning("Endpoint %s is stalled: it has requests and makes no step.", endpoint)
+        else:
+            logger.info("Endpoint %s: its engine is %s.", endpoint, change)
+        self.on_change(endpoint, change)

@@ -1,0 +1,166 @@
+"""What is known of the engines: ages, own requests since the page, warnings once."""
+
+import logging
+
+import pytest
+
+from lb_core.engines.board import PAGE, Board
+from lb_core.engines.model import EngineMetrics, Observation, Scrape
+from lb_core.engines.shares import RecentChoices
+from lb_core.engines.watch import Change
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """A board, its clock and what it told."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.changes: list[tuple[str, Change]] = []
+        self.board = Board(
+            clock=self.clock, on_change=lambda name, change: self.changes.append((name, change))
+        )
+
+    def page(self, at: float, **values: object) -> EngineMetrics:
+        all_values = {"waiting": 0.0, "running": 0.0, "kv_usage": 0.0} | values
+        metrics = EngineMetrics(at=at, dialect="vllm", **all_values)  # type: ignore[arg-type]
+        self.board.take(Scrape("a", at, 0.1, metrics))
+        return metrics
+
+    def fail(self) -> None:
+        self.board.take(Scrape("a", self.clock.now, 1.0, error="HTTP 404"))
+
+    def since(self) -> int:
+        return self.board.observations(["a"])["a"].placed_since
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_an_observation_has_the_page_its_age_and_the_requests_since(desk: Desk) -> None:
+    desk.board.placed("a", "before")
+    desk.clock.now = 101
+    metrics = desk.page(at=100.5)
+    desk.board.placed("a", "after")
+    desk.clock.now = 103
+    assert desk.board.observations(["a", "b"]) == {"a": Observation(metrics, 2.5, 1)}
+
+
+def test_a_request_placed_after_the_page_was_asked_for_is_not_in_it(desk: Desk) -> None:
+    desk.board.placed("a", "1")
+    desk.clock.now = 100.2
+    desk.board.placed("a", "2")
+    desk.page(at=100.1)
+    assert desk.since() == 1
+
+
+def test_a_request_that_ended_counts_no_more_whichever_it_is(desk: Desk) -> None:
+    desk.board.placed("a", "old")
+    desk.clock.now = 101
+    desk.page(at=100.5)
+    for number in range(3):
+        desk.board.placed("a", f"new-{number}")
+    desk.board.finished("a", "old")
+    assert desk.since() == 3
+    desk.board.finished("a", "new-0")
+    desk.board.finished("a", "new-0")
+    desk.board.finished("unheard of", "new-1")
+    assert desk.since() == 2
+
+
+def test_counts_never_go_wrong_over_any_order_of_events(desk: Desk) -> None:
+    desk.page(at=99)
+    desk.board.placed("a", "1")
+    desk.board.placed("a", "1")
+    assert desk.since() == 1
+    desk.clock.now = 102
+    desk.page(at=101)
+    assert desk.since() == 0
+    desk.board.finished("a", "1")
+    assert desk.since() == 0
+
+
+def test_a_page_asked_for_earlier_does_not_replace_a_later_one(desk: Desk) -> None:
+    later = desk.page(at=100)
+    desk.page(at=99)
+    assert desk.board.observations(["a"])["a"].metrics is later
+
+
+def test_sleep_is_known_until_it_is_too_old(desk: Desk) -> None:
+    desk.page(at=100, sleeping=True)
+    assert desk.board.asleep("a")
+    assert desk.changes == [("a", Change.ASLEEP)]
+    desk.clock.now = 105.1
+    assert not desk.board.asleep("a")
+
+
+def test_own_requests_make_a_hung_engine_stalled(desk: Desk) -> None:
+    desk.board.placed("a", "1")
+    for at in range(101, 222):
+        desk.page(at=at, progress=1.0)
+    assert desk.board.stalled("a")
+
+
+def test_one_warning_when_a_signal_goes_missing_and_one_line_when_it_is_back(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for at, usage in enumerate((None, None, 0.5, 0.5, None)):
+        desk.page(at=100 + at, kv_usage=usage)
+    levels = [record.levelname for record in caplog.records]
+    assert levels == ["WARNING", "INFO", "WARNING"]
+    assert "kv_usage" in caplog.text
+    assert "neither speaks for it nor against it" in caplog.text
+    assert desk.board.missing() == {"a": ("kv_usage",)}
+
+
+def test_a_target_that_no_page_has_is_told(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.page(at=100, absent=("vllm:nothing",))
+    assert "vllm:nothing" in caplog.text
+
+
+def test_pages_that_fail_are_told_when_it_matters_and_when_they_are_back(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    desk.page(at=100, kv_usage=None)
+    caplog.clear()
+    for now in (101, 104, 106, 107):
+        desk.clock.now = now
+        desk.fail()
+        assert (PAGE in desk.board.missing()["a"]) == (now > 105)
+    desk.page(at=107, kv_usage=None)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "HTTP 404" in caplog.text
+
+
+def test_an_endpoint_without_any_page_is_told_at_once(desk: Desk) -> None:
+    desk.fail()
+    assert desk.board.missing() == {"a": (PAGE,)}
+    assert desk.board.observations(["a"]) == {}
+    assert not desk.board.asleep("a")
+    assert not desk.board.stalled("a")
+
+
+def test_an_endpoint_that_left_is_forgotten(desk: Desk) -> None:
+    desk.page(at=100)
+    desk.board.keep(["b"])
+    assert desk.board.observations(["a"]) == {}
+
+
+def test_recent_choices_count_the_last_hundred() -> None:
+    recent = RecentChoices()
+    for number in range(250):
+        recent.note("a" if number < 190 else "b")
+    assert recent.counts == {"a": 40, "b": 60}
+    for _ in range(60):
+        recent.note("b")
+    assert recent.counts == {"b": 100}

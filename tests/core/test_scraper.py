@@ -1,0 +1,288 @@
+"""The scraper against real sockets: whatever a page does, the others are on time."""
+
+import asyncio
+import gzip
+import itertools
+import logging
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from lb_core.engines.model import Scrape
+from lb_core.engines.scraper import Scraper, Target
+
+PAGE = b"vllm:num_requests_waiting 3\nvllm:num_requests_running 1\n"
+
+type Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def response(body: bytes, head: str = "200 OK", *headers: str) -> bytes:
+    lines = (f"HTTP/1.1 {head}", f"Content-Length: {len(body)}", *headers, "", "")
+    return "\r\n".join(lines).encode() + body
+
+
+def says(answer: bytes) -> Answer:
+    async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    return reply
+
+
+def drips(opening: bytes, piece: bytes, wait_s: float) -> Answer:
+    """`opening`, then `piece` again and again, until the client leaves."""
+
+    async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(opening)
+        while not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(wait_s)
+
+    return reply
+
+
+async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Until the client leaves."""
+    await reader.read()
+
+
+class Site:
+    """A server with one page, and what it was asked."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.asked: list[tuple[float, str]] = []
+        self.connections = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> "Site":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    def target(self, name: str, **options: Any) -> Target:
+        return Target(name, f"http://127.0.0.1:{self.port}/metrics", **{"interval_s": 0.1} | options)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                self.asked.append((time.monotonic(), head.decode()))
+                await self.answer(reader, writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+
+class Desk:
+    """A scraper at work and what it delivered."""
+
+    def __init__(self) -> None:
+        self.scrapes: list[Scrape] = []
+        self.threads: set[int] = set()
+        self.scraper = Scraper(self._take)
+
+    def _take(self, scrape: Scrape) -> None:
+        self.threads.add(threading.get_ident())
+        self.scrapes.append(scrape)
+
+    def of(self, name: str) -> list[Scrape]:
+        return [scrape for scrape in self.scrapes if scrape.endpoint == name]
+
+    async def until(self, true: Callable[[], bool], within_s: float = 8.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not true():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    desk = Desk()
+    desk.scraper.start(asyncio.get_running_loop())
+    yield desk
+    desk.scraper.stop()
+
+
+BAD: dict[str, tuple[Answer, str]] = {
+    "404": (says(response(b"no", "404 Not Found")), "HTTP 404"),
+    "500": (says(response(PAGE, "500 Internal Server Error")), "HTTP 500"),
+    "204": (says(b"HTTP/1.1 204 No Content\r\n\r\n"), "HTTP 204"),
+    "redirect": (says(response(PAGE, "302 Found", "Location: http://127.0.0.1:9/x")), "HTTP 302"),
+    "html": (says(response(b"<html>Log in</html>")), "a page without any metric that is known"),
+    "empty": (says(response(b"")), "a page without any metric that is known"),
+    "not http": (says(b"SSH-2.0-OpenSSH\r\n\r\n"), "no connection"),
+    "no length": (says(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), ""),
+    "bad chunk": (says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), ""),
+    "broken gzip": (says(response(b"junk", "200 OK", "Content-Encoding: gzip")), "a body that cannot"),
+    "brotli": (says(response(PAGE, "200 OK", "Content-Encoding: br")), "an encoding"),
+    "hang": (hangs, "no answer in time"),
+    "endless": (drips(b"HTTP/1.1 200 OK\r\n\r\n", b"x 1\n" * 16_384, 0), "too large"),
+    "endless headers": (drips(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 50, 0), ""),
+    "dripping body": (drips(b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.05), "no answer in time"),
+    "dripping headers": (drips(b"HTTP/1.1 200 OK\r\n", b"X", 0.05), "no answer in time"),
+    "dripping chunks": (
+        drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", 0.05),
+        "no answer in time",
+    ),
+}
+
+
+async def test_pages_come_on_the_loops_thread_with_their_times(desk: Desk) -> None:
+    async with Site(says(response(PAGE))) as site:
+        before = time.perf_counter()
+        desk.scraper.set_targets([site.target("a", headers={"Authorization": "Bearer secret"})])
+        await desk.until(lambda: len(desk.of("a")) >= 5)
+        metrics = desk.of("a")[0].metrics
+        assert metrics is not None
+        assert (metrics.waiting, metrics.running) == (3, 1)
+        assert before <= metrics.at <= time.perf_counter()
+        assert desk.threads == {threading.get_ident()}
+        assert site.connections == 1, "the connection is kept"
+        assert "authorization: bearer secret" in site.asked[0][1].lower()
+        gaps = [after[0] - first[0] for first, after in zip(site.asked, site.asked[1:], strict=False)]
+        assert len(set(gaps)) > 1
+        assert 0.05 < sum(gaps) / len(gaps) < 0.2
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+async def test_what_is_no_page_ends_in_time_with_a_reason(desk: Desk, name: str) -> None:
+    answer, reason = BAD[name]
+    async with Site(answer) as site:
+        desk.scraper.set_targets([site.target("a", timeout_s=0.4)])
+        await desk.until(lambda: bool(desk.of("a")))
+        scrape = desk.of("a")[0]
+        assert scrape.metrics is None
+        assert scrape.error
+        assert scrape.error.startswith(reason)
+        assert scrape.took_s < 0.8
+
+
+async def test_a_refused_connection_is_no_page(desk: Desk) -> None:
+    desk.scraper.set_targets([Target("a", "http://127.0.0.1:1/metrics", interval_s=0.1)])
+    await desk.until(lambda: bool(desk.of("a")))
+    assert desk.of("a")[0].error == "no connection"
+
+
+async def test_compressed_pages_are_read_and_bombs_are_not(desk: Desk) -> None:
+    bomb = gzip.compress(b"x 1\n" * (25 << 20))  # 100 MB decoded
+    async with (
+        Site(says(response(gzip.compress(PAGE), "200 OK", "Content-Encoding: gzip"))) as good,
+        Site(says(response(bomb, "200 OK", "Content-Encoding: gzip"))) as bad,
+    ):
+        tracemalloc.start()
+        desk.scraper.set_targets([good.target("good"), bad.target("bad", timeout_s=2)])
+        await desk.until(lambda: bool(desk.of("good") and desk.of("bad")))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert desk.of("good")[0].metrics is not None
+        assert desk.of("bad")[0].error == "too large"
+        assert peak < 20 << 20
+
+
+async def test_any_number_of_bad_pages_delays_no_good_one(desk: Desk) -> None:
+    """Each bad sort, and more that hang than there are threads."""
+    async with AsyncExitStack() as stack:
+        good = [await stack.enter_async_context(Site(says(response(PAGE)))) for _ in range(5)]
+        bad = [
+            await stack.enter_async_context(Site(answer))
+            for answer in [*(answer for answer, _ in BAD.values()), *[hangs] * 16]
+        ]
+        targets = [site.target(f"bad-{n}") for n, site in enumerate(bad)]
+        targets += [site.target(f"good-{n}", interval_s=0.2) for n, site in enumerate(good)]
+        desk.scraper.set_targets(targets)
+        # Each bad page may hold a thread once, before it is known for one.
+        await desk.until(
+            lambda: {f"bad-{n}" for n in range(len(bad))} <= {s.endpoint for s in desk.scrapes}, 20
+        )
+        desk.scrapes.clear()
+        await desk.until(lambda: len(desk.of("good-0")) >= 12)
+        for number in range(len(good)):
+            times = [scrape.at for scrape in desk.of(f"good-{number}")]
+            gaps = [after - first for first, after in itertools.pairwise(times)]
+            assert max(gaps) < 0.2 * 1.1 + 0.1
+            assert all(scrape.metrics for scrape in desk.of(f"good-{number}"))
+
+
+async def test_an_endpoint_that_recovers_is_read_again(desk: Desk) -> None:
+    async with Site(hangs) as site:
+        desk.scraper.set_targets([site.target("a", timeout_s=0.2)])
+        await desk.until(lambda: bool(desk.of("a")))
+        site.answer = says(response(PAGE))
+        await desk.until(lambda: desk.scrapes[-1].metrics is not None)
+
+
+async def test_targets_can_be_changed_while_it_runs(desk: Desk) -> None:
+    async with Site(says(response(PAGE))) as first, Site(hangs) as slow, Site(says(response(PAGE))) as second:
+        kept = first.target("kept")
+        desk.scraper.set_targets([kept, slow.target("gone", timeout_s=5)])
+        await desk.until(lambda: bool(desk.of("kept") and slow.asked))
+        desk.scraper.set_targets([kept, second.target("new"), second.target("gone")])
+        await desk.until(lambda: bool(desk.of("new") and desk.of("gone")))
+        assert first.connections == 1, "what stays as it was keeps its connection"
+        assert all(scrape.metrics for scrape in desk.scrapes), "a visit that is not wanted is not told"
+
+
+async def test_it_stops_at_once_while_pages_hang() -> None:
+    desk = Desk()
+    async with Site(hangs) as site:
+        desk.scraper.set_targets([site.target(f"a{n}", timeout_s=30) for n in range(20)])
+        desk.scraper.start(asyncio.get_running_loop())
+        await desk.until(lambda: len(site.asked) >= 12)
+        began = time.monotonic()
+        desk.scraper.stop()
+        assert time.monotonic() - began < 1.5
+        await desk.until(
+            lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("scraper")], 2
+        )
+        assert desk.scrapes == []
+
+
+async def test_nothing_of_a_page_or_a_header_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "hunter2"  # in headers that urllib3 cannot read and warns about
+    odd = response(PAGE + secret.encode(), "200 OK", f"no colon {secret}", f"X: {secret}")
+    async with Site(says(odd)) as site:
+        desk.scraper.set_targets([site.target("a", headers={"X-Key": secret})])
+        await desk.until(lambda: bool(desk.of("a")))
+    assert secret not in caplog.text
+    assert secret not in repr(desk.scrapes) + repr(site.target("a", headers={"X-Key": secret}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dialect": "vlm"},
+        {"headers": {"X": "hunter2\r\nY: z"}},
+        {"headers": {"X\n": "hunter2"}},
+        {"url": "nowhere"},
+    ],
+)
+def test_a_target_that_cannot_be_asked_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"dialect|not an http URL") as caught:
+        Target(**{"endpoint": "a", "url": "http://127.0.0.1:1/metrics"} | options)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_closed_loop_is_no_error() -> None:
+    desk = Desk()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    desk.scraper.set_targets([Target("a", "http://127.0.0.1:1/metrics", interval_s=0.01)])
+    desk.scraper.start(loop)
+    await desk.until(lambda: not [t for t in threading.enumerate() if t.name == "scraper"])
+    desk.scraper.stop()
