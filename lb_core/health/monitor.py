@@ -1,0 +1,296 @@
+"""The health of one cluster: what attempts, checks and people report, and who may be given requests.
+
+A state machine without threads, tasks or timers: time comes in as `clock`, and what changes by time
+alone is noticed by the next call, or by `tick`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from math import inf
+
+from lb_core.health.attempt import Attempt
+from lb_core.health.config import ChecksConfig, HealthConfig
+from lb_core.health.member import DENIED_S, Change, Member, State, change_of
+from lb_core.health.outlier import Phase
+from lb_core.health.probes import PROBE_TTL_S, LocalProbes, ProbeGate
+from lb_core.health.selection import Eligibility, Selection, may_eject, select, slow_start_loads
+from lb_core.health.verdict import Kind, Verdict
+from lb_core.types import Endpoint
+
+_SMOOTHING = 0.1
+"""Of the mean duration: about the last twenty requests."""
+_REMEMBERED_SUBSETS = 256
+"""Clients choose models, and models subsets, so what is remembered by them is bounded."""
+
+
+class Health:
+    """Endpoints by name; state is kept over `members` and `configure`.
+
+    `dice` gives numbers in [0, 1), for the jitter of ejection times. `on_change` is told every change of
+    state, once; it must not call back.
+    """
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        endpoints: Iterable[Endpoint],
+        *,
+        clock: Callable[[], float],
+        dice: Callable[[], float],
+        on_change: Callable[[Change], None] = lambda change: None,
+        gate: ProbeGate | None = None,
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._dice = dice
+        self._on_change = on_change
+        self._gate = gate or LocalProbes()
+        self._members = {each.name: Member(each, config, dice) for each in endpoints}
+        self._mean_s: float | None = None
+        self._version = 0
+        self._panic = False
+        self._due = -inf
+        self._ramps_until = -inf
+        self._selected: dict[frozenset[str] | None, tuple[Selection, Eligibility]] = {}
+        self._now_eligible: Eligibility | None = None
+
+    # -- before a request -------------------------------------------------------------------------
+
+    def eligible(self, in_flight: Mapping[str, int], among: frozenset[str] | None = None) -> Eligibility:
+        """Who may be given a request now. `among` are the endpoints that can serve it; None is all.
+
+        Panic and the rest of last resorts are judged among these, so that a model of which all endpoints
+        fail is not refused because other models are well. `available` holds none that are not among them
+        while anything is wrong, and may while nothing is.
+        """
+        now = self._clock()
+        if now >= self._due:
+            self._review(now)
+        if self._now_eligible is not None:
+            return self._now_eligible
+        if (known := self._selected.get(among)) is None:
+            known = self._select(among, now)
+        selection, eligible = known
+        if now >= self._ramps_until and not selection.probes:
+            return eligible
+        loads = dict(eligible.virtual_loads)
+        for name, load in slow_start_loads(selection.available, in_flight, now, self.config).items():
+            loads[name] = loads.get(name, 0.0) + load
+        return replace(eligible, virtual_loads=loads) if loads else eligible
+
+    async def admit(self, name: str, eligible: Eligibility) -> Attempt | None:
+        """Begin an attempt at an endpoint chosen by `eligible`; None if it must go elsewhere.
+
+        That is so when the endpoint is gone, or when its one probe is under way, here or at another
+        balancer. The next `eligible` does not offer it.
+        """
+        member = self._members.get(name)
+        if member is None or not member.present:
+            return None
+        attempt = Attempt(self, member, self._clock())
+        if name not in eligible.probes or member.sound:
+            return attempt
+        if member.probe is not None or member.outlier.shut:
+            return None
+        member.probe = attempt
+        self._touch(member)
+        claimed = False
+        try:
+            claimed = await self._gate.claim(name, PROBE_TTL_S)
+        finally:
+            if not claimed:
+                member.probe = None
+                member.denied_until = self._clock() + DENIED_S
+                self._touch(member)
+        return attempt if claimed else None
+
+    # -- what attempts tell -----------------------------------------------------------------------
+
+    def succeeded(self, member: Member, attempt: Attempt) -> int:
+        """Count a success; for `Attempt`."""
+        now = self._clock()
+        was_unreachable = member.outlier.unreachable
+        returned, tick = member.outlier.succeeded(now, attempt.started)
+        if returned:
+            member.ramp_from = now
+        self._free_probe(member, attempt)
+        if returned or member.outlier.unreachable is not was_unreachable:
+            self._touch(member)
+        if self._due == -inf:
+            self._review(now)
+        return tick
+
+    def ended(self, member: Member, attempt: Attempt, verdict: Verdict) -> None:
+        """Count the end of an attempt; for `Attempt`."""
+        now = self._clock()
+        if verdict.kind is Kind.SUCCESS:
+            mean, took = self._mean_s, now - attempt.started
+            self._mean_s = took if mean is None else mean + _SMOOTHING * (took - mean)
+        elif verdict.kind is Kind.BUSY:
+            member.resting_until = max(member.resting_until, now + verdict.rest_s)
+            self._touch(member)
+        elif verdict.kind in {Kind.FAILURE, Kind.REFUSED}:
+            self._failed(member, attempt, now, refused=verdict.kind is Kind.REFUSED)
+        self._free_probe(member, attempt)
+        if self._due == -inf:
+            self._review(now)
+
+    def _failed(self, member: Member, attempt: Attempt, now: float, *, refused: bool) -> None:
+        limit = self.config.max_ghost_s
+        ghost_s = limit if self._mean_s is None else min(self._mean_s, limit)
+        if ghost_s > 0:
+            member.ghosts.append(now + ghost_s)
+        outlier = member.outlier
+        if refused:
+            reason = outlier.refused(now, attempt.started)
+        else:
+            reason = outlier.failed(now, attempt.started, endpoints=len(self._members))
+        if reason is not None and (
+            outlier.phase is not Phase.HEALTHY or may_eject(self._members.values(), reason, self.config)
+        ):
+            outlier.eject(now, reason)
+        self._touch(member)
+
+    def _free_probe(self, member: Member, attempt: Attempt) -> None:
+        if member.probe is attempt:
+            member.probe = None
+            self._touch(member)
+            self._gate.release(member.name)
+
+    # -- what others tell -------------------------------------------------------------------------
+
+    def members(self, endpoints: Iterable[Endpoint]) -> None:
+        """Take another list of endpoints: known names keep their state, new ones start slowly."""
+        now = self._clock()
+        known, self._members = self._members, {}
+        for endpoint in endpoints:
+            member = known.get(endpoint.name)
+            if member is None:
+                member = Member(endpoint, self.config, self._dice)
+                member.ramp_from = now
+                member.quiet = False
+            member.weight = endpoint.weight
+            self._members[endpoint.name] = member
+        self._review(now)
+
+    def configure(self, config: HealthConfig) -> None:
+        """Go on with other parameters."""
+        self.config = config
+        for member in self._members.values():
+            member.outlier.configure(config)
+            if config.checks is None:
+                member.failing_checks = False
+        self.review()
+
+    def drain(self, name: str) -> None:
+        """Give it nothing from now on. Raises KeyError for an unknown name."""
+        self._set(name, "draining", True)
+
+    def undrain(self, name: str) -> None:
+        """Take `drain` back; it starts slowly. Raises KeyError for an unknown name."""
+        self._set(name, "draining", False)
+
+    def stalled(self, name: str, stalled: bool) -> None:
+        """By its metrics it has work and makes no progress, or does again. Unknown names are ignored."""
+        if name in self._members:
+            self._set(name, "stalled", stalled)
+
+    def sleeping(self, name: str, sleeping: bool) -> None:
+        """By its metrics its weights are not loaded, or are again. Unknown names are ignored."""
+        if name in self._members:
+            self._set(name, "sleeping", sleeping)
+
+    def restarted(self, name: str) -> None:
+        """Its counters began anew: its caches are cold. Unknown names are ignored."""
+        if (member := self._members.get(name)) is not None:
+            member.ramp_from = self._clock()
+            self._touch(member)
+            self.review()
+
+    def checked(self, name: str, good: bool) -> None:
+        """One active check. Unknown names are ignored."""
+        member = self._members.get(name)
+        if member is not None and member.checked(good, self.config.checks or ChecksConfig()):
+            if good:
+                member.ramp_from = self._clock()
+                member.outlier.unreachable = False
+            self._touch(member)
+            self.review()
+
+    def _set(self, name: str, flag: str, value: bool) -> None:
+        member = self._members[name]
+        if getattr(member, flag) is not value:
+            setattr(member, flag, value)
+            if not value:
+                member.ramp_from = self._clock()
+            self._touch(member)
+            self.review()
+
+    def _touch(self, member: Member) -> None:
+        member.quiet = False
+        self._due = -inf
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Notice what changed by time; once a second, so that it is told also while there are no requests."""
+        if self._clock() >= self._due:
+            self.review()
+
+    def states(self) -> Mapping[str, State]:
+        """The state of every endpoint, as told last."""
+        return {name: member.shown for name, member in self._members.items()}
+
+    def review(self) -> None:
+        """Look at everything again."""
+        self._review(self._clock())
+
+    def _review(self, now: float) -> None:
+        self._version += 1
+        self._selected.clear()
+        self._now_eligible = None
+        noisy = [member for member in self._members.values() if not member.quiet]
+        for member in noisy:
+            member.outlier.advance(now)
+            state = member.state(now)
+            if state is not member.shown:
+                before, member.shown = member.shown, state
+                self._on_change(change_of(member, before))
+        selection, eligible = self._select(None, now)
+        self._ramps_until = -inf
+        turns = []
+        for member in noisy:
+            ramp_end = member.ramp_from + self.config.slow_start_s
+            self._ramps_until = max(self._ramps_until, ramp_end)
+            mine = [point for point in (*member.turning_points(), ramp_end) if now < point < inf]
+            turns += mine
+            member.quiet = not mine and member.shown is State.HEALTHY
+        self._due = min(turns, default=inf)
+        if selection.panic is not self._panic:
+            self._panic = selection.panic
+            told = ("normal", "panic") if self._panic else ("panic", "normal")
+            self._on_change(Change(None, *told, "share_of_healthy"))
+        if not (eligible.out or eligible.probes or eligible.virtual_loads) and now >= self._ramps_until:
+            self._now_eligible = eligible
+
+    def _select(self, among: frozenset[str] | None, now: float) -> tuple[Selection, Eligibility]:
+        members = [member for member in self._members.values() if among is None or member.name in among]
+        chosen = select(members, now, self.config)
+        names = frozenset(member.name for member in chosen.available)
+        eligible = Eligibility(
+            self._version,
+            names,
+            frozenset(member.name for member in chosen.probes),
+            {member.name: member.state(now) for member in members if member.name not in names},
+            chosen.panic,
+            chosen.retry_at,
+            {
+                member.name: float(load)
+                for member in chosen.available
+                if not member.quiet and (load := member.ghost_load(now))
+            },
+        )
+        if len(self._selected) >= _REMEMBERED_SUBSETS:
+            self._selected.clear()
+        self._selected[among] = chosen, eligible
+        return chosen, eligible
