@@ -1,6 +1,7 @@
 """A response that is held back: the client has seen nothing of it, so another may still take its place."""
 
 import enum
+import logging
 import time
 
 from mitmproxy import http
@@ -13,6 +14,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from lb_core.sse import SseMeter
+
+logger = logging.getLogger(__name__)
 
 HELD_BYTES = 64 << 10
 """Bytes of a body that are held; then what is there is passed on, or dropped with its connection."""
@@ -62,8 +65,12 @@ class Held:
         self._size += len(data)
         found = Next.WAIT
         if self._meter is not None:
-            self._meter.feed(data, time.monotonic())
-            found = self._look(self._meter)
+            try:
+                self._meter.feed(data, time.monotonic())
+                found = self._look(self._meter)
+            except Exception:  # would crash mitmproxy's layer, and the client would wait for ever
+                logger.exception("ai-lb: a response is passed on unread after a fault")
+                self._meter, found = None, Next.PASS
         if self._size > HELD_BYTES:
             return Next.JUDGE if self.failed else Next.PASS
         return found

@@ -1,0 +1,118 @@
+"""Another endpoint for a request whose endpoint failed, and an end for those that wait too long.
+
+The hooks that `addons.failover` and its timers need, next to those of `addons.ai_lb`, with whose exchanges
+they work.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mitmproxy import connection
+from mitmproxy.http import HTTPFlow
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from addons import failover, failover_leaks
+from addons.exchange import Exchange
+from addons.failover_timers import ConnectTimeouts, cut
+from lb_core.balancer import Balancer
+from lb_core.retry import Cause, Verdict
+
+logger = logging.getLogger(__name__)
+
+_SILENT_S = 5.0
+"""An endpoint that refuses connections and streams nothing for so long is gone: real engines that were told
+to end hold their streams open for minutes."""
+
+
+class FailoverHooks:
+    """A second addon of the script. `exchanges` are those of the first, by flow id."""
+
+    def __init__(self, exchanges: Mapping[str, Exchange]) -> None:
+        self._exchanges = exchanges
+        self._balancer: Balancer | None = None
+        self._connect_timeout_s = 1.0
+        self._timeouts = ConnectTimeouts(lambda address: self._connect_timeout_s)
+
+    def use(self, balancer: Balancer | None, *, connect_timeout_s: float = 1.0) -> None:
+        """Work with this balancer from now on; None is not at all."""
+        self._balancer = balancer
+        self._connect_timeout_s = connect_timeout_s
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """Serve clients by the layer that asks."""
+        failover.next_layer(nextlayer, holds=self._holds)
+
+    def _holds(self, flow: HTTPFlow) -> bool:
+        exchange = self._exchanges.get(flow.id)
+        return exchange is not None and exchange.retries.holds_streams
+
+    async def ai_lb_retry(self, question: failover.Question) -> None:
+        """An endpoint failed before the client saw anything of a response."""
+        exchange, balancer = self._exchanges.get(question.flow.id), self._balancer
+        if exchange is None or balancer is None:
+            return
+        if exchange.first_byte_fired:
+            question.failure = replace(question.failure, cause=Cause.TIMED_OUT)
+        failure = question.failure
+        exchange.attempt_failed(failure, question.response)
+        if failure.cause in (Cause.CONNECT, Cause.CONNECT_TIMEOUT):
+            self._watch_silent(exchange.placement.endpoint.name)
+        if exchange.retries.judge(failure) is not Verdict.RETRY:
+            return
+        moved = await balancer.retry(exchange.placement, exchange.failed_outcome(failure))
+        if moved is not None and question.flow.id in self._exchanges:
+            exchange.retries.spend(failure)
+            exchange.move(moved)
+            question.again = True
+
+    def _watch_silent(self, endpoint: str) -> None:
+        """Look in a while which of its streams went on."""
+        seen = {
+            flow_id: exchange.events
+            for flow_id, exchange in self._exchanges.items()
+            if exchange.placement.endpoint.name == endpoint and exchange.events is not None
+        }
+        if seen:
+            asyncio.get_running_loop().call_later(_SILENT_S, self._close_silent, endpoint, seen)
+
+    def _close_silent(self, endpoint: str, seen: Mapping[str, int | None]) -> None:
+        for flow_id, events in seen.items():
+            exchange = self._exchanges.get(flow_id)
+            if exchange is None or exchange.placement.endpoint.name != endpoint:
+                continue
+            if exchange.events == events:
+                logger.debug("ai-lb: a silent stream of %s, which refuses connections, is cut", endpoint)
+                cut(exchange.flow)
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Time the connection. Nothing may be awaited here: mitmproxy would forget the flow."""
+        self._timeouts.server_connect(data)
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        """It stands; tell the health of the endpoint."""
+        self._timeouts.server_connected(data)
+        if self._balancer is None:
+            return
+        for exchange in self._exchanges.values():
+            endpoint = exchange.placement.endpoint
+            if (
+                exchange.flow.client_conn is data.client
+                and (endpoint.host, endpoint.port) == data.server.address
+            ):
+                self._balancer.connected(exchange.placement)
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        """It does not."""
+        self._timeouts.server_connect_error(data)
+
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        """It is over."""
+        self._timeouts.server_disconnected(data)
+        failover_leaks.server_disconnected(data)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Close what mitmproxy forgets."""
+        failover_leaks.client_disconnected(client)

@@ -1,0 +1,293 @@
+"""One request that asks the addons before it gives up; `addons.failover` tells what for."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from mitmproxy import flow, http
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    GetHttpConnection,
+    HttpStream,
+    SendHttp,
+)
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
+
+from addons.failover_connections import EndpointConnections
+from addons.failover_held import BodyEvent, Held, Next, is_failure, is_stream, is_valid
+from addons.failover_timers import CONNECT_TIMEOUT
+from lb_core.errors import RouteError
+from lb_core.replies import error_reply
+from lb_core.request import api_of
+from lb_core.retry import Cause, Failure, error_of
+
+DRAIN_S = 0.25
+"""Seconds for the rest of a failed response to come, so that its connection can be kept."""
+
+_CLOSED = "closed connection"
+"""In mitmproxy's messages of a connection that ended before or within a response."""
+
+_OF_A_RESPONSE = (
+    ResponseHeaders,
+    ResponseData,
+    ResponseTrailers,
+    ResponseEndOfMessage,
+    ResponseProtocolError,
+)
+
+
+@dataclass
+class Question:
+    """What the hook `ai_lb_retry` is called with. Without an answer there is no other attempt."""
+
+    flow: http.HTTPFlow
+    """Its `response` is None: what the endpoint answered has not been accepted."""
+    failure: Failure
+    """What happened. May be replaced, by one with the cause `TIMED_OUT`, to tell the client so."""
+    response: http.Response | None = None
+    """What the endpoint answered, without its body; goes to the client if there is no other attempt."""
+    again: bool = False
+    """Answer: the host, port and scheme of the flow's request now name the endpoint to try next."""
+    reply: http.Response | None = None
+    """Answer: what the client gets if there is neither another attempt nor a response; None is the usual."""
+
+
+@dataclass
+class RetryHook(commands.StartHook):
+    """An attempt failed before the client saw anything of a response. May be answered by an `async def`."""
+
+    name = "ai_lb_retry"
+    question: Question
+
+
+class FailoverStream(HttpStream):
+    """One request. Until something of a response is passed on, an endpoint's failure is a question."""
+
+    def __init__(self, parent: EndpointConnections, stream_id: int) -> None:
+        super().__init__(parent.context.fork(), stream_id)
+        self._parent = parent
+        self._attempt = 1
+        self._reused = False
+        self._held: Held | None = None
+        self._drain_timer: commands.RequestWakeup | None = None
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        # Not a generator itself: this runs for each chunk.
+        if isinstance(event, events.Wakeup):
+            return self._drained(event)
+        generator: layer.CommandGenerator[None] = super()._handle_event(event)
+        return generator
+
+    def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """After an upgrade: events for the protocol that came instead, which asked for no drain timer."""
+        if isinstance(event, events.Wakeup) and event.command is self._drain_timer:
+            return
+        yield from super().passthrough(event)
+
+    # -- there: connect and send --------------------------------------------------------------------
+
+    def make_server_connection(self) -> layer.CommandGenerator[bool]:
+        """Connect to where the request points, and where the addons then point it, until one accepts."""
+        if self.client_state != self.state_done:  # the request is streamed to the endpoint
+            return (yield from super().make_server_connection())
+        while True:
+            request, began = self.flow.request, time.time()
+            connection, error = yield GetHttpConnection(
+                (request.host, request.port),
+                request.scheme == "https",
+                self.flow.server_conn.via,
+                self.flow.server_conn.transport_protocol,
+            )
+            if error is None:
+                self.context.server = self.flow.server_conn = connection
+                self._reused = (connection.timestamp_start or began) < began
+                return not (yield from self._stopped())
+            self._parent.forget_failures()
+            cause = Cause.CONNECT_TIMEOUT if error == CONNECT_TIMEOUT else Cause.CONNECT
+            question = yield from self._ask(self._failure(cause))
+            if question is None:
+                return False
+            if not question.again:
+                yield from self._fail(question)
+                return False
+            self._attempt += 1
+
+    def _send_again(self) -> layer.CommandGenerator[None]:
+        # What mitmproxy does after the `request` hook.
+        self._attempt += 1
+        self._held = None
+        # The rest of the dropped response may have come while the addons were asked.
+        self._paused_event_queue = deque(
+            event for event in self._paused_event_queue if not isinstance(event, _OF_A_RESPONSE)
+        )
+        self.server_state = self.state_wait_for_response_headers
+        if not (yield from self.make_server_connection()):
+            return
+        request, server = self.flow.request, self.context.server
+        content = request.raw_content
+        at_end = not (content or request.trailers)
+        yield SendHttp(RequestHeaders(self.stream_id, request, at_end), server)
+        if content:
+            yield SendHttp(RequestData(self.stream_id, content), server)
+        if request.trailers:
+            yield SendHttp(RequestTrailers(self.stream_id, request.trailers), server)
+        yield SendHttp(RequestEndOfMessage(self.stream_id), server)
+
+    # -- and back: hold, judge, pass on -------------------------------------------------------------
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
+        """The headers of a response: decide if it is held back."""
+        response = event.response
+        if not self._may_ask():
+            yield from super().state_wait_for_response_headers(event)
+        elif self.context.options.validate_inbound_headers and not is_valid(response):
+            yield from self._failed(Cause.INVALID)
+        elif is_failure(response) or (is_stream(response) and self._parent.holds(self.flow)):
+            self._held = Held(event)
+            self.server_state = self.state_hold_response
+            if self._held.failed:
+                yield self._drain()
+        else:
+            yield from super().state_wait_for_response_headers(event)
+
+    def state_hold_response(self, event: BodyEvent) -> layer.CommandGenerator[None]:
+        """The body of a held response."""
+        if (held := self._held) is None:
+            return
+        match held.take(event):
+            case Next.PASS:
+                yield from self._pass_on(held)
+            case Next.JUDGE:
+                yield from self._judge(held)
+            case Next.DRAIN:
+                yield self._drain()
+
+    def _drain(self) -> commands.RequestWakeup:
+        self._drain_timer = commands.RequestWakeup(DRAIN_S)
+        return self._drain_timer
+
+    def _drained(self, event: events.Wakeup) -> layer.CommandGenerator[None]:
+        held = self._held
+        if held and event.command is self._drain_timer and self.server_state == self.state_hold_response:
+            yield from self._judge(held)
+
+    def _judge(self, held: Held) -> layer.CommandGenerator[None]:
+        response, code = held.head.response, held.error
+        if code is None:
+            failure = self._failure(Cause.STATUS, status=response.status_code)
+        else:
+            failure = self._failure(
+                Cause.ERROR_EVENT, status=int(code) if code.isdecimal() else None, code=code
+            )
+        question = yield from self._ask(failure, response)
+        if question is None:
+            return
+        if not question.again:
+            yield from self._pass_on(held)
+            return
+        if not held.complete:
+            yield from self._parent.abandon(self.context.server)
+        yield from self._send_again()
+
+    def _pass_on(self, held: Held) -> layer.CommandGenerator[None]:
+        self._held = None
+        yield from super().state_wait_for_response_headers(held.head)
+        for event in held.body:
+            yield from self.server_state(event)
+
+    # -- failures -----------------------------------------------------------------------------------
+
+    def handle_protocol_error(
+        self, event: RequestProtocolError | ResponseProtocolError
+    ) -> layer.CommandGenerator[None]:
+        """The client has gone, or the endpoint has failed."""
+        if isinstance(event, RequestProtocolError) or not self._may_ask():
+            yield from super().handle_protocol_error(event)
+        elif self.server_state == self.state_consume_response_body:
+            # The `responseheaders` of this response are told, so it cannot be replaced by another one.
+            yield from self._parent.abandon(self.context.server)
+            yield from self._fail(Question(self.flow, self._failure(Cause.CLOSED)))
+        elif self.server_state == self.state_hold_response and self._held and self._held.failed:
+            yield from self._failed(Cause.STATUS, status=self._held.head.response.status_code)
+        elif self.server_state in (self.state_wait_for_response_headers, self.state_hold_response):
+            closed = _CLOSED in event.message
+            yield from self._failed(Cause.CLOSED if closed else Cause.INVALID)
+        else:
+            yield from super().handle_protocol_error(event)
+
+    def _failed(self, cause: Cause, *, status: int | None = None) -> layer.CommandGenerator[None]:
+        """The connection is of no more use, and there is no response to pass on."""
+        yield from self._parent.abandon(self.context.server)
+        question = yield from self._ask(self._failure(cause, status=status))
+        if question is None:
+            return
+        if question.again:
+            yield from self._send_again()
+        else:
+            yield from self._fail(question)
+
+    def _may_ask(self) -> bool:
+        return (
+            self.client_state == self.state_done
+            and not self.flow.request.stream
+            and self.context.server.alpn != b"h2"
+        )
+
+    def _failure(self, cause: Cause, *, status: int | None = None, code: str | None = None) -> Failure:
+        return Failure(cause, attempt=self._attempt, status=status, code=code, reused=self._reused)
+
+    def _ask(
+        self, failure: Failure, response: http.Response | None = None
+    ) -> layer.CommandGenerator[Question | None]:
+        """The question with its answer; None if the client has gone and the flow has ended."""
+        if (yield from self._stopped()):
+            return None
+        question = Question(self.flow, failure, response)
+        yield RetryHook(question)
+        return None if (yield from self._stopped()) else question
+
+    def _stopped(self) -> layer.CommandGenerator[bool]:
+        """End the flow if the client has left, or somebody killed it, while this layer waited."""
+        if not (yield from self.check_killed(True)):
+            return False
+        server = self.context.server
+        if server in self._parent.connections and server.alpn != b"h2":
+            yield from self._parent.abandon(server)
+        yield DropStream(self.stream_id)
+        return True
+
+    def _fail(self, question: Question) -> layer.CommandGenerator[None]:
+        """Answer in the endpoints' place. For the addons this flow ends by `error`, with the answer in it."""
+        error = error_of(question.failure)
+        self.flow.response = question.reply or _reply(self.flow.request, error)
+        self.flow.error = flow.Error(error.message)
+        yield HttpErrorHook(self.flow)
+        if (yield from self.check_killed(False)):
+            return
+        self.flow.live = False
+        self.client_state = self.server_state = self.state_errored
+        response, client = self.flow.response, self.context.client
+        content = response.raw_content
+        yield SendHttp(ResponseHeaders(self.stream_id, response, not content), client)
+        if content:
+            yield SendHttp(ResponseData(self.stream_id, content), client)
+        yield DropStream(self.stream_id)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+
+
+def _reply(request: http.Request, error: RouteError) -> http.Response:
+    reply = error_reply(error, api_of(request.path))
+    return http.Response.make(reply.status, b"" if request.method == "HEAD" else reply.body, reply.headers)

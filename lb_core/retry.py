@@ -1,0 +1,239 @@
+"""What may be tried again at another endpoint, and how often.
+
+A retry costs a whole prefill, so it is rationed: without a budget, the retries of an overload become its
+cause. Where nothing was sent, as with a refused connection, only the number of endpoints limits it.
+The rules and values are E4 of the fault catalogue; the budget is Finagle's, with smaller numbers.
+"""
+
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from lb_core.errors import RouteError
+from lb_core.request import LLMRequest
+
+WINDOW_S = 10
+"""Seconds over which the budget counts."""
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, 9.2.2, less TRACE
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_KEEPS_STATE = re.compile(r"/v1/(batches|files|uploads)(/|\Z)")
+_NOT_TAKEN = frozenset({429, 503})
+"""Statuses by which an engine says that it has not begun."""
+_CLIENTS_FAULT = frozenset(
+    {
+        "BadRequestError",
+        "NotFoundError",
+        "authentication_error",
+        "content_filter",
+        "context_length_exceeded",
+        "invalid_request_error",
+        "not_found_error",
+        "permission_error",
+    }
+)
+"""Codes and types of error events that every endpoint would answer."""
+
+
+class Cause(enum.StrEnum):
+    """How an attempt failed."""
+
+    CONNECT = "connect"
+    """No connection: refused, unreachable, no address for the name, no TLS."""
+    CONNECT_TIMEOUT = "connect_timeout"
+    CLOSED = "closed"
+    """Connected and sent, then closed or reset before the response."""
+    INVALID = "invalid"
+    """The response is not HTTP, or not safe to pass on."""
+    STATUS = "status"
+    ERROR_EVENT = "error_event"
+    """A 200 whose first event says that it is an error."""
+    TIMED_OUT = "timed_out"
+    """Nothing came within the route's own time-out."""
+
+
+_UNSENT = frozenset({Cause.CONNECT, Cause.CONNECT_TIMEOUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed attempt, before anything of a response went to the client."""
+
+    cause: Cause
+    attempt: int = 1
+    """Which attempt it was, from 1."""
+    status: int | None = None
+    """The status of the response, or that in the error event; None where there is none."""
+    code: str | None = None
+    """The code or type in the error event, one word."""
+    reused: bool = False
+    """The connection had served before. If closed, most likely for being idle: the endpoint may be well."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """The `retry` block of a route. The fields are its keys."""
+
+    enabled: Annotated[bool, Field(strict=True)] = True
+    attempts: Annotated[int, Field(ge=0, le=100)] = 1
+    """How often a request that was sent is sent again."""
+    connect_attempts: Annotated[int, Field(ge=0, le=100)] = 3
+    """How many other endpoints are tried when there is no connection."""
+    connect_timeout_s: Annotated[float, Field(ge=0.01, le=60)] = 1.0
+    on_statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
+    budget_percent: Annotated[float, Field(ge=0, le=1_000)] = 10.0
+    """Retries, in percent of the requests of the last 10 s..."""
+    budget_per_s: Annotated[float, Field(ge=0, le=1_000)] = 1.0
+    """... and these in addition, so that little traffic is retried too."""
+    hold_streams: Annotated[bool, Field(strict=True)] = True
+    """Hold a stream back until its first event, to try again if that is an error."""
+
+
+class Verdict(enum.StrEnum):
+    """Whether to try again, and if not, why."""
+
+    RETRY = "retry"
+    DISABLED = "disabled"
+    TIMED_OUT = "timed_out"
+    NOT_RETRYABLE = "not_retryable"
+    """Another endpoint would say the same, or the configuration says that this status is passed on."""
+    NOT_REPEATABLE = "not_repeatable"
+    """Sent twice, the request might be carried out twice."""
+    ATTEMPTS_SPENT = "attempts_spent"
+    BUDGET_SPENT = "budget_spent"
+
+
+class Repeat(enum.Enum):
+    """What a request allows after it was sent."""
+
+    SAFE = enum.auto()
+    UNLESS_TAKEN = enum.auto()
+    """Only if the endpoint said that it has not begun."""
+    NEVER = enum.auto()
+
+
+def repeatable(*, method: str, path: str, llm: LLMRequest | None) -> Repeat:
+    """Judge a request. Inference has no effect but its answer, unless the answer is stored at the engine."""
+    if llm is not None:
+        return Repeat.NEVER if llm.stored or llm.background else Repeat.SAFE
+    if _KEEPS_STATE.search(path.partition("?")[0]) and method not in _READING:
+        return Repeat.NEVER
+    return Repeat.SAFE if method in _IDEMPOTENT else Repeat.UNLESS_TAKEN
+
+
+class RetryBudget:
+    """Counts the requests and the retries of this process in the last 10 s, to the second."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._second = int(clock())
+        self._requests = [0] * WINDOW_S
+        self._retries = [0] * WINDOW_S
+
+    def requested(self) -> None:
+        """A request came in."""
+        self._requests[self._slot()] += 1
+
+    def retried(self) -> None:
+        """A request was sent again."""
+        self._retries[self._slot()] += 1
+
+    def allows(self, config: RetryConfig) -> bool:
+        """Tell if there is room for one more retry."""
+        self._slot()
+        limit = sum(self._requests) * config.budget_percent / 100 + WINDOW_S * config.budget_per_s
+        return sum(self._retries) + 1 <= limit
+
+    def _slot(self) -> int:
+        now = int(self._clock())
+        for second in range(max(self._second, now - WINDOW_S) + 1, now + 1):
+            self._requests[second % WINDOW_S] = self._retries[second % WINDOW_S] = 0
+        self._second = max(self._second, now)
+        return self._second % WINDOW_S
+
+
+class Retries:
+    """The tries of one request: `judge` asks, `spend` tells that it was done."""
+
+    def __init__(self, config: RetryConfig, budget: RetryBudget, repeat: Repeat) -> None:
+        self._config = config
+        self._budget = budget
+        self._repeat = repeat
+        self._connects = 0
+        self._sends = 0
+
+    @property
+    def holds_streams(self) -> bool:
+        """Whether a stream waits for its first event, which may be an error to be tried again after."""
+        return self._config.enabled and self._config.hold_streams and self._repeat is not Repeat.NEVER
+
+    def judge(self, failure: Failure) -> Verdict:
+        """Tell if this request may go to another endpoint after this failure. Changes nothing."""
+        config, cause = self._config, failure.cause
+        if cause is Cause.TIMED_OUT:
+            return Verdict.TIMED_OUT
+        if not config.enabled:
+            return Verdict.DISABLED
+        if cause in _UNSENT:
+            return Verdict.RETRY if self._connects < config.connect_attempts else Verdict.ATTEMPTS_SPENT
+        if not _retryable(failure, config):
+            return Verdict.NOT_RETRYABLE
+        not_taken = failure.status in _NOT_TAKEN
+        if self._repeat is Repeat.NEVER or (self._repeat is Repeat.UNLESS_TAKEN and not not_taken):
+            return Verdict.NOT_REPEATABLE
+        if self._sends >= config.attempts:
+            return Verdict.ATTEMPTS_SPENT
+        return Verdict.RETRY if self._budget.allows(config) else Verdict.BUDGET_SPENT
+
+    def spend(self, failure: Failure) -> None:
+        """The request goes to another endpoint after this failure."""
+        if failure.cause in _UNSENT:
+            self._connects += 1
+        else:
+            self._sends += 1
+            self._budget.retried()
+
+
+def _retryable(failure: Failure, config: RetryConfig) -> bool:
+    if failure.cause is Cause.STATUS:
+        return failure.status in config.on_statuses
+    if failure.cause is Cause.ERROR_EVENT:
+        status = failure.status
+        clients_fault = status is not None and 400 <= status < 500 and status != 429
+        return not clients_fault and failure.code not in _CLIENTS_FAULT
+    return True
+
+
+class EndpointUnreachable(RouteError):
+    """No endpoint that was tried accepts connections."""
+
+    status = 503
+    code = "endpoint_unreachable"
+    usual_retry_after_s = 1
+
+
+class EndpointFailed(RouteError):
+    """The endpoint gave no valid response."""
+
+    status = 502
+    code = "endpoint_failed"
+
+
+class EndpointTimedOut(RouteError):
+    """The endpoint gave no response within the route's time-out."""
+
+    status = 504
+    code = "endpoint_timed_out"
+
+
+def error_of(failure: Failure) -> RouteError:
+    """What the client is told when a failure is the end and there is no response to pass on."""
+    if failure.cause in _UNSENT:
+        return EndpointUnreachable("No endpoint could be reached.")
+    if failure.cause is Cause.TIMED_OUT:
+        return EndpointTimedOut("The endpoint did not answer in time.")
+    return EndpointFailed("The endpoint failed before it answered.")
