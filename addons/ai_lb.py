@@ -19,10 +19,12 @@ from mitmproxy.proxy import mode_specs
 from addons import connections, proxy_options
 from addons.decision_view import DecisionView
 from addons.exchange import METADATA, Exchange, asked_host, drop_own_headers
+from addons.failover_hooks import FailoverHooks
 from lb_core import config, record
 from lb_core.errors import ConfigError, InternalError, RouteError
 from lb_core.replies import error_reply
 from lb_core.request import api_of, parse, session_of
+from lb_core.retry import Retries, repeatable
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome
 
@@ -46,6 +48,7 @@ class AiLb:
         self._runtime: Runtime | None = None
         self._exchanges: dict[str, Exchange] = {}
         self._by_client: defaultdict[str, set[str]] = defaultdict(set)
+        self.failover = FailoverHooks(self._exchanges)
 
     # -- life of the addon ------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class AiLb:
             logger.error("ai-lb: %s", refusal)
         else:
             self._runtime = runtime
+            self.failover.use(runtime.balancer, connect_timeout_s=runtime.connect_timeout_s)
 
     def running(self) -> Awaitable[None]:
         """mitmproxy is up. Not `async def`: that would break live reload of the script."""
@@ -133,6 +137,7 @@ class AiLb:
         if ctx.master.should_exit.is_set():
             await connections.close_all()
         runtime, self._runtime = self._runtime, None
+        self.failover.use(None)
         if runtime is not None:
             await runtime.close()
 
@@ -163,6 +168,7 @@ class AiLb:
             raise InternalError("The load balancer is not configured.")
         balancer = runtime.balancer
         started = balancer.clock()
+        runtime.retry_budget.requested()
         request = flow.request
         drop_own_headers(request.headers)
         path = request.path.partition("?")[0]
@@ -173,7 +179,17 @@ class AiLb:
         )
         placed = await balancer.route(asked, started=started)
         try:
-            exchange = Exchange(flow, placed, clock=balancer.clock)
+            settings = runtime.settings[placed.route]
+            method = request.method
+            exchange = Exchange(
+                flow,
+                placed,
+                balancer=balancer,
+                retries=Retries(
+                    settings.retry, runtime.retry_budget, repeatable(method=method, path=path, llm=llm)
+                ),
+                timeouts=settings.timeouts,
+            )
             exchange.direct()
         except BaseException:
             balancer.finish(placed, Outcome(Ending.ABANDONED))
@@ -259,4 +275,5 @@ class AiLb:
         ]
 
 
-addons = [AiLb()]
+_ai_lb = AiLb()
+addons = [_ai_lb, _ai_lb.failover]

@@ -1,12 +1,16 @@
 """One placed request between the client and its endpoint, in mitmproxy's terms."""
 
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 
 from mitmproxy import http
 
+from addons.failover_timers import FirstByteTimeout, IdleTimeout
 from lb_core import record
+from lb_core.balancer import Balancer
+from lb_core.config import Timeouts
 from lb_core.record import Record
+from lb_core.retry import Cause, Failure, Retries
 from lb_core.sse import SseMeter, usage_of_json
 from lb_core.types import Ending, Outcome, Placement, Usage
 
@@ -17,6 +21,10 @@ METADATA = "ai_lb"
 
 HEADER_PREFIX = "x-ai-lb-"
 
+_BUSY = frozenset({429, 503})
+
+_NOT_CONNECTED = "connect failed"
+
 _BUFFERED = 1 << 20
 """Bytes up to which a response of known length is kept whole, so that mitmweb can show it."""
 
@@ -24,13 +32,71 @@ _BUFFERED = 1 << 20
 class Exchange:
     """What the addon keeps for a flow from `request` to its end."""
 
-    def __init__(self, flow: http.HTTPFlow, placement: Placement, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        flow: http.HTTPFlow,
+        placement: Placement,
+        *,
+        balancer: Balancer,
+        retries: Retries,
+        timeouts: Timeouts,
+    ) -> None:
         self.flow = flow
         self.placement = placement
+        self.retries = retries
         self.record: Record = record.opened(placement, host=asked_host(flow))
-        self._clock = clock
+        self._balancer = balancer
+        self._clock = balancer.clock
         self._meter: SseMeter | None = None
         self._status: int | None = None
+        self._retry_after: str | None = None
+        self._failure: Failure | None = None
+        self._failed: list[Record] = []
+        self._idle_s = timeouts.stream_idle_s
+        self._idle: IdleTimeout | None = None
+        self._first_byte: FirstByteTimeout | None = None
+        # mitmproxy sends replays through a layer of its own, which no timer reaches.
+        if timeouts.ttft_timeout_s is not None and flow.is_replay is None:
+            self._first_byte = FirstByteTimeout(flow, timeouts.ttft_timeout_s)
+
+    @property
+    def first_byte_fired(self) -> bool:
+        """Whether the route's time-out for the first byte has ended the attempt."""
+        return self._first_byte is not None and self._first_byte.fired
+
+    @property
+    def events(self) -> int | None:
+        """Events with data of the stream so far; None before there is a stream."""
+        return None if self._meter is None else self._meter.events
+
+    def attempt_failed(self, failure: Failure, response: http.Response | None) -> None:
+        """Note what became of an attempt before the client saw anything of it."""
+        self._failure = failure
+        self._retry_after = response.headers.get("retry-after") if response else None
+        self._failed.append(
+            {"endpoint": self.placement.endpoint.name, "cause": str(failure.cause), "status": failure.status}
+        )
+        self.record["attempts"] = self._failed
+
+    def failed_outcome(self, failure: Failure) -> Outcome:
+        """That attempt, for the health of its endpoint."""
+        error_event = failure.cause is Cause.ERROR_EVENT
+        return Outcome(
+            Ending.ABANDONED if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED,
+            status=200 if error_event else failure.status,
+            error=str(failure.cause),
+            connected=failure.cause not in (Cause.CONNECT, Cause.CONNECT_TIMEOUT),
+            error_code=(failure.status or 500) if error_event else None,
+            retry_after=self._retry_after,
+        )
+
+    def move(self, placement: Placement) -> None:
+        """Go on at another endpoint."""
+        self.placement = placement
+        self._failure = None
+        self.record["endpoint"] = placement.endpoint.name
+        self.record["reason"] = placement.tier.reason
+        self.direct()
 
     def direct(self) -> None:
         """Point the request at its endpoint. Only values of the configuration go into the destination."""
@@ -42,6 +108,8 @@ class Exchange:
         request.scheme = endpoint.scheme
         request.authority = ""  # an absolute request line would be sent on as it came
         request.headers["host"] = endpoint.authority
+        if (header := self.placement.service_header) is not None:
+            request.headers[header] = self.placement.cluster  # all that the client said of it is gone
         flow.metadata[METADATA] = self.record
         flow.comment = record.line(self.record)
 
@@ -51,10 +119,20 @@ class Exchange:
         if response is None:
             return
         self._status = response.status_code
+        self._failure = None
         headers = response.headers
-        if headers.get("content-type", "").startswith("text/event-stream"):
+        if self._first_byte is not None:
+            self._first_byte.stop()
+        if self._status in _BUSY:
+            self._retry_after = headers.get("retry-after")
+            headers.setdefault("retry-after", "1")  # engines say nothing
+        elif self._status < 400 and not _is_stream(headers):
+            self._balancer.content(self.placement)
+        if _is_stream(headers):
             self._meter = SseMeter()
             response.stream = self._feed
+            if self._idle_s is not None and self.flow.is_replay is None:
+                self._idle = IdleTimeout(self.flow, self._idle_s, self._progress)
         elif not _is_short(headers.get("content-length")):
             response.stream = True
         drop_own_headers(headers)
@@ -62,37 +140,64 @@ class Exchange:
             headers[HEADER_PREFIX + "endpoint"] = self.placement.endpoint.name
             headers[HEADER_PREFIX + "policy"] = self.placement.decision.policy
             headers[HEADER_PREFIX + "reason"] = self.placement.tier.reason
+            if self._failed:
+                headers[HEADER_PREFIX + "attempts"] = str(len(self._failed) + 1)
 
     def ended(self, ending: Ending) -> Outcome:
         """Sum up, and write it into the flow."""
-        now = self._clock()
-        flow, meter = self.flow, self._meter
-        started = self.placement.started
-        ttft_s = None
-        if meter is not None and meter.first_content_at is not None:
-            ttft_s = meter.first_content_at - started
-        outcome = Outcome(
+        for timer in (self._first_byte, self._idle):
+            if timer is not None:
+                timer.stop()
+        outcome = self._outcome(ending, self._clock() - self.placement.started)
+        record.close(self.record, outcome)
+        self.flow.comment = record.line(self.record)
+        return outcome
+
+    def _outcome(self, ending: Ending, duration_s: float) -> Outcome:
+        meter = self._meter
+        if self._failure is not None and ending is Ending.UPSTREAM_FAILED:
+            return replace(self.failed_outcome(self._failure), duration_s=duration_s)
+        if meter is None:
+            error = _error(self.flow) if ending is Ending.UPSTREAM_FAILED else None
+            return Outcome(
+                ending=ending,
+                status=self._status,
+                duration_s=duration_s,
+                usage=_usage(self.flow),
+                error=error,
+                connected=error != _NOT_CONNECTED,
+                retry_after=self._retry_after,
+            )
+        began = meter.first_content_at
+        said = meter.error if began is None else None
+        return Outcome(
             ending=ending,
             status=self._status,
-            ttft_s=ttft_s,
-            duration_s=now - started,
-            chunks=meter.chunks if meter else 0,
-            usage=meter.usage if meter else _usage(flow),
-            error=_error(flow) if ending is Ending.UPSTREAM_FAILED else meter.error if meter else None,
+            ttft_s=None if began is None else began - self.placement.started,
+            duration_s=duration_s,
+            chunks=meter.chunks,
+            usage=meter.usage,
+            error=_error(self.flow) if ending is Ending.UPSTREAM_FAILED else meter.error,
+            error_code=int(said) if said is not None and said.isdecimal() else None,
         )
-        record.close(self.record, outcome)
-        flow.comment = record.line(self.record)
-        return outcome
+
+    def _progress(self) -> int | None:
+        meter = self._meter
+        return meter.events if meter is not None and meter.first_content_at is not None else None
 
     def _feed(self, chunk: bytes) -> bytes:
         # mitmproxy would lose the chunk and may hang the client if this raised.
         meter = self._meter
         if meter is not None:
             try:
-                if chunk:
-                    meter.feed(chunk, self._clock())
-                else:
+                if not chunk:
                     meter.close()
+                elif meter.first_content_at is not None:
+                    meter.feed(chunk, 0.0)
+                else:
+                    meter.feed(chunk, self._clock())
+                    if meter.first_content_at is not None:
+                        self._balancer.content(self.placement)
             except Exception:
                 logger.exception("ai-lb: the stream is passed on unread after a fault")
                 self._meter = None
@@ -115,6 +220,11 @@ def drop_own_headers(headers: http.Headers) -> None:
             del headers[name]
 
 
+def _is_stream(headers: http.Headers) -> bool:
+    kind: str = headers.get("content-type", "")
+    return kind.startswith("text/event-stream")
+
+
 def _is_short(content_length: str | None) -> bool:
     return content_length is not None and content_length.isdecimal() and int(content_length) <= _BUFFERED
 
@@ -127,7 +237,7 @@ def _usage(flow: http.HTTPFlow) -> Usage:
 
 
 def _error(flow: http.HTTPFlow) -> str:
-    """What went wrong upstream, in words without addresses."""
+    """What went wrong upstream, in words without addresses, where nobody was asked: after the first byte."""
     if flow.server_conn.timestamp_tcp_setup is None:
-        return "connect failed"
+        return _NOT_CONNECTED
     return "cut" if flow.response else "closed before the response"

@@ -4,18 +4,26 @@ import itertools
 import math
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import partial
 from typing import Self
 
 from lb_core.cluster import Cluster
-from lb_core.errors import NoRoute
-from lb_core.policies import Policy
+from lb_core.engines.shares import RecentChoices
+from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Saturated
+from lb_core.health import IGNORED, Attempt, Verdict, judge
+from lb_core.policies import ClusterPolicy, Policy
 from lb_core.request import LLMRequest
+from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
-from lb_core.types import Outcome, Placement, Request
+from lb_core.stores.placement import place
+from lb_core.types import Decision, Outcome, Placement, Request, Snapshot, Tier
+
+_ADMISSIONS = 3
+"""How often a request is placed anew when the probe that it would be turns out to be under way elsewhere."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fall as evenly as a sequence can (Weyl), so ties are broken evenly."""
@@ -49,20 +57,41 @@ def _any_of(globs: Iterable[str]) -> re.Pattern[str] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceGroup:
+    """The clusters that a route chooses among, and what it knows of them."""
+
+    policy: ClusterPolicy
+    board: ServiceBoard
+    clusters: Mapping[str, Cluster]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """A match with its cluster. `policy` None is the default policy."""
+    """A match and where it leads. `policy` None is the default policy; a group's clusters use their own."""
 
     name: str
     match: Match
-    cluster: Cluster
+    target: Cluster | ServiceGroup
     policy: Policy | None = None
+    recent: RecentChoices = field(default_factory=RecentChoices, repr=False, compare=False)
+
+
+@dataclass(slots=True)
+class _Home:
+    """What the balancer keeps of a request while it is placed."""
+
+    cluster: Cluster
+    attempt: Attempt
+    board: ServiceBoard | None = None
+    tried: set[str] = field(default_factory=set)
+    """Endpoints that are not to be tried again."""
 
 
 class Balancer:
     """Places requests on the endpoints of the first route that matches, and takes them back.
 
-    `default_policy` serves the routes that have none of their own; None is the cluster's own strategy.
-    It may be set at any time: requests in flight finish where they were placed.
+    `routes` and `default_policy`, which serves the routes that have none of their own, may be set at any
+    time: requests in flight finish where they were placed. A default of None is the cluster's own strategy.
     """
 
     def __init__(
@@ -79,7 +108,7 @@ class Balancer:
         self._stats = stats
         self._instance = secrets.token_hex(4)
         self._numbers = itertools.count()
-        self._clusters = {route.cluster.name: route.cluster for route in routes}
+        self._homes: dict[str, _Home] = {}
 
     def request(
         self, *, host: str, path: str, headers: Mapping[str, str], session: str | None, llm: LLMRequest | None
@@ -95,30 +124,161 @@ class Balancer:
         Raises a RouteError when it cannot be placed; nothing is held then.
         """
         route = self._match(request)
-        cluster = route.cluster
-        policy = route.policy or self.default_policy or cluster.balance
-        finder = cluster.finder(policy)
-        found = await finder.find(request) if finder else None
-        # Nothing is awaited from here until the store has placed the request.
-        snapshot = cluster.snapshot(request.model, found)
-        decision = policy.decide(request, snapshot)
-        lease = await cluster.store.acquire(request.id, decision, request.tie)
-        in_flight = dict(cluster.store.in_flight)
-        in_flight[lease.endpoint.name] = lease.in_flight - 1
-        note = partial(finder.record, found) if finder and found else None
-        placement = Placement(request, route.name, cluster.name, decision, lease, in_flight, started, note)
-        if note is not None:
-            note(lease.endpoint.name)
-        return placement
+        if isinstance(route.target, Cluster):
+            policy = route.policy or self.default_policy or route.target.balance
+            return await self._place(request, started, route, route.target, policy)
+        return await self._place_among(request, started, route, route.target)
+
+    def connected(self, placement: Placement) -> None:
+        """The connection to the endpoint stands."""
+        if (home := self._homes.get(placement.request.id)) is not None:
+            home.attempt.connected()
+
+    def content(self, placement: Placement) -> None:
+        """The first content of a good answer came: the endpoint is well, however long the answer takes."""
+        if (home := self._homes.get(placement.request.id)) is not None:
+            home.attempt.content()
+
+    async def retry(self, placement: Placement, outcome: Outcome) -> Placement | None:
+        """Place the request at another endpoint, in the order of its decision; the slot is moved in one step.
+
+        `outcome` is that of the attempt which failed. None if there is no other endpoint, or if the request
+        was finished meanwhile. `finish` follows once in any case, with the placement that was given last.
+        """
+        home = self._homes.get(placement.request.id)
+        if home is None:
+            return None
+        home.attempt.ended(_verdict(outcome))
+        home.tried.add(placement.endpoint.name)
+        cluster = home.cluster
+        while True:
+            try:
+                snapshot, eligible = cluster.snapshot(placement.request.model)
+            except RouteError:
+                return None
+            rest = _without(placement.decision, home.tried, snapshot)
+            placed = place(rest, cluster.store.in_flight, placement.request.tie)
+            if placed is None:
+                return None
+            tier, endpoint = placed[0], placed[1].endpoint
+            home.tried.add(endpoint.name)
+            attempt = await cluster.health.admit(endpoint.name, eligible)
+            if attempt is not None:
+                break
+        home.attempt = attempt
+        if not await cluster.store.move(placement.lease.id, endpoint):
+            attempt.ended(IGNORED)
+            return None
+        cluster.board.finished(placement.endpoint.name, placement.lease.id)
+        cluster.board.placed(endpoint.name, placement.lease.id)
+        if placement.note is not None:
+            placement.note(endpoint.name)
+        count = cluster.store.in_flight.get(endpoint.name, 1)
+        lease = replace(placement.lease, endpoint=endpoint, tier=tier, in_flight=count)
+        return replace(placement, lease=lease)
 
     def finish(self, placement: Placement, outcome: Outcome) -> None:
         """Give the slot back and learn from what became of the request. A second call does nothing."""
-        cluster = self._clusters[placement.cluster]
-        if cluster.store.release(placement.lease.id):
-            self._stats.finished(placement, outcome)
+        home = self._homes.pop(placement.request.id, None)
+        if home is None:
+            return
+        home.cluster.store.release(placement.lease.id)
+        home.cluster.board.finished(placement.endpoint.name, placement.lease.id)
+        home.attempt.ended(_verdict(outcome))
+        if home.board is not None:
+            home.board.finished(home.cluster.name, placement.request.id, outcome)
+        self._stats.finished(placement, outcome)
+
+    async def _place(
+        self, request: Request, started: float, route: Route, cluster: Cluster, policy: Policy
+    ) -> Placement:
+        finder = cluster.finder(policy)
+        found = await finder.find(request) if finder else None
+        for _ in range(_ADMISSIONS):
+            # Nothing is awaited from here until the store has placed the request.
+            snapshot, eligible = cluster.snapshot(
+                request.model, found, recent=route.recent.counts, metrics="metrics" in policy.signals
+            )
+            decision = policy.decide(request, snapshot)
+            if not decision.tiers:
+                raise Saturated("No endpoint has room for a request that may be refused.")
+            lease = await cluster.store.acquire(request.id, decision, request.tie)
+            try:
+                attempt = await cluster.health.admit(lease.endpoint.name, eligible)
+            except BaseException:
+                cluster.store.release(lease.id)
+                raise
+            if attempt is not None:
+                break
+            cluster.store.release(lease.id)
+        else:
+            raise NoEndpoint("No endpoint is available.")
+        self._homes[request.id] = _Home(cluster, attempt)
+        cluster.board.placed(lease.endpoint.name, lease.id)
+        route.recent.note(lease.endpoint.name)
+        in_flight = dict(cluster.store.in_flight)
+        in_flight[lease.endpoint.name] = lease.in_flight - 1
+        note = partial(finder.record, found) if finder and found else None
+        if note is not None:
+            note(lease.endpoint.name)
+        return Placement(
+            request,
+            route.name,
+            cluster.name,
+            decision,
+            lease,
+            in_flight,
+            started,
+            out=eligible.out,
+            panic=eligible.panic,
+            note=note,
+        )
+
+    async def _place_among(
+        self, request: Request, started: float, route: Route, group: ServiceGroup
+    ) -> Placement:
+        """Place it in the best cluster that has room for it."""
+        load = {name: sum(cluster.store.in_flight.values()) for name, cluster in group.clusters.items()}
+        ranked = group.policy.choose(request, group.board.view(load))
+        unplaced: RouteError = NoEndpoint("No endpoint is available.")
+        for choice in ranked.choices:
+            cluster = group.clusters[choice.name]
+            try:
+                with group.board.placing(choice.name, request.id):
+                    placement = await self._place(request, started, route, cluster, cluster.balance)
+            except (Saturated, NoEndpoint, ModelNotFound) as error:
+                unplaced = error
+            else:
+                self._homes[request.id].board = group.board
+                return replace(placement, services=ranked, service_header=group.policy.cluster_header)
+        raise unplaced
 
     def _match(self, request: Request) -> Route:
         for route in self.routes:
             if route.match.takes(request):
                 return route
         raise NoRoute("No route matches this host, path and model.")
+
+
+def _verdict(outcome: Outcome) -> Verdict:
+    return judge(
+        outcome,
+        unix_time=time.time(),
+        connected=outcome.connected,
+        retry_after=outcome.retry_after,
+        error_code=outcome.error_code,
+    )
+
+
+def _without(decision: Decision, tried: set[str], snapshot: Snapshot) -> Decision:
+    """The decision's tiers, with the same indices, less who was tried or is not available any more."""
+    available = {choice.endpoint.name for choice in snapshot.candidates} - tried
+    tiers = (
+        Tier(
+            tuple(choice for choice in tier.choices if choice.endpoint.name in available),
+            tier.reason,
+            tier.detail,
+        )
+        for tier in decision.tiers
+    )
+    return replace(decision, tiers=tuple(tiers))

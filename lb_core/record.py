@@ -28,6 +28,9 @@ def opened(placement: Placement, *, host: str) -> Record:
         "host": host,
         "tie": placement.request.tie,
         "candidates": _candidates(placement),
+        "out": {name: str(state) for name, state in placement.out.items()},
+        "panic": placement.panic,
+        "services": _services(placement),
         "outcome": None,
     }
 
@@ -43,6 +46,9 @@ def refused(error: RouteError, *, host: str) -> Record:
         "detail": error.message,
         "host": host,
         "candidates": [],
+        "out": {},
+        "panic": False,
+        "services": [],
         "outcome": {"ending": "refused", "status": error.status},
     }
 
@@ -90,6 +96,23 @@ def _candidates(placement: Placement) -> list[Record]:
             if name not in rows:
                 rows[name] = _row(choice, placement, tier.reason)
     return list(rows.values())
+
+
+def _services(placement: Placement) -> list[Record]:
+    """The clusters that the route chose among, best first; empty where it had one."""
+    if placement.services is None:
+        return []
+    policy = placement.services.policy
+    return [
+        {
+            "cluster": choice.name,
+            "policy": policy,
+            "reason": choice.reason,
+            "detail": choice.detail,
+            "score": choice.score,
+        }
+        for choice in placement.services.choices
+    ]
 
 
 def _row(choice: Choice, placement: Placement, reason: str) -> Record:

@@ -1,50 +1,84 @@
-"""Builds the working parts from a configuration and owns what runs in the background."""
+"""Builds the working parts from a configuration, owns what runs in the background, swaps on reload."""
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Callable
+from typing import Self, cast
 
 from prometheus_client import start_http_server
 
-from lb_core.balancer import Balancer, Match, Route
+from lb_core.assembly import Assembly
+from lb_core.balancer import Balancer, Match, Route, ServiceGroup
 from lb_core.cluster import Cluster
-from lb_core.config import ClusterConfig, Config, PolicyConfig, RouteConfig, policy_named
+from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
+from lb_core.engines.model import Scrape
+from lb_core.engines.scraper import Scraper
 from lb_core.errors import ConfigError, Problem
-from lb_core.policies import POLICIES
-from lb_core.policies.prefix_cache import PrefixCache
-from lb_core.prefix.base import PrefixIndex
-from lb_core.prefix.finder import PrefixFinder
-from lb_core.prefix.memory import MemoryPrefixIndex
-from lb_core.prefix.redis import RedisPrefixIndex
+from lb_core.policies import POLICIES, Policy
+from lb_core.policies.cluster_metrics import ClusterMetrics
+from lb_core.retry import RetryBudget
+from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
-from lb_core.stores.base import Store
-from lb_core.stores.ledger import COUNTS, key
-from lb_core.stores.link import Link, Links
-from lb_core.stores.memory import MemoryStore
 from lb_core.stores.redis import RedisStore
+from lb_core.tasks import spawn
+
+logger = logging.getLogger(__name__)
 
 POLICY_OFF = "off"
 """The name that stands for each cluster's own strategy."""
 
+_TICK_S = 1.0
+
 
 class Runtime:
-    """One balancer at work. Build it anywhere; `start` and `close` belong to the event loop."""
+    """One balancer at work. Build it anywhere; `start` and `close` belong to the event loop.
+
+    Raises ConfigError for what only shows when the parts are built.
+    """
 
     def __init__(self, config: Config, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.config = config
         self.stats = Stats()
+        self.clusters: dict[str, Cluster] = {}
+        self.balancer = Balancer((), default_policy=None, stats=self.stats, clock=clock)
         self._clock = clock
-        self._links = Links()
-        self.clusters = {name: self._cluster(cluster) for name, cluster in config.clusters.items()}
-        default = config.default_policy
-        self.balancer = Balancer(
-            tuple(self._route(route) for route in config.routes),
-            default_policy=default.policy if default else None,
-            stats=self.stats,
-            clock=clock,
-        )
-        self.stats.watch_in_flight(self.in_flight)
+        self._assembly = Assembly(self.stats, clock)
+        self._scraper = Scraper(self._scraped, clock=clock)
+        self._scraping = False
+        self._retired: list[Cluster] = []
+        self._groups: dict[ClusterMetrics, ServiceGroup] = {}
+        self._policy_name = ""
         self._stop_metrics: Callable[[], None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self.retry_budget = RetryBudget(clock=clock)
+        self.stats.watch_in_flight(self.in_flight)
+        self._take(config)
+
+    def apply(self, config: Config) -> None:
+        """Go on with another configuration. Endpoints keep their state by name, requests their place.
+
+        Raises ConfigError, and changes nothing then.
+        """
+        self._take(config)
+        for cluster in self.clusters.values():
+            _start_store(cluster)
+        self._aim()
+
+    def _take(self, config: Config) -> None:
+        clusters = {
+            name: self._assembly.cluster(cluster, config, self.clusters.get(name))
+            for name, cluster in config.clusters.items()
+        }
+        # From here on nothing fails.
+        self._retired += [old for name, old in self.clusters.items() if clusters.get(name) is not old]
+        for name, cluster in clusters.items():
+            self._assembly.update(cluster, config.clusters[name])
+        self.config = config
+        self.settings = {route.name: route for route in config.routes}
+        self.clusters = clusters
+        self._groups = {}
+        self.balancer.routes = tuple(self._route(route) for route in config.routes)
+        self.use_policy(self._policy_name)
 
     async def start(self) -> Self:
         """Start what runs in the background, and wait until Redis answered or is known to be away.
@@ -52,8 +86,7 @@ class Runtime:
         Raises OSError when the metrics address cannot be had.
         """
         for cluster in self.clusters.values():
-            if isinstance(cluster.store, RedisStore):
-                cluster.store.start()
+            _start_store(cluster)
         if (listen := self.config.metrics_listen) is not None:
             server, thread = start_http_server(listen.port, listen.host, registry=self.stats.registry)
 
@@ -63,17 +96,28 @@ class Runtime:
                 thread.join()
 
             self._stop_metrics = stop
-        await self._links.settled()
+        self._ticker = spawn(self._tick(), name="housekeeping")
+        self._aim()
+        await self._assembly.links.settled()
         return self
 
     async def close(self) -> None:
         """Give back everything that is held and stop what runs."""
-        for cluster in self.clusters.values():
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._scraping:
+            await asyncio.to_thread(self._scraper.stop)
+        for cluster in (*self.clusters.values(), *self._retired):
             await cluster.close()
-        await self._links.close()
+        await self._assembly.links.close()
         if self._stop_metrics is not None:
             self._stop_metrics()
             self._stop_metrics = None
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """The longest of the routes'; what is connected to does not tell for which route."""
+        return max(route.retry.connect_timeout_s for route in self.config.routes)
 
     def in_flight(self) -> dict[str, dict[str, int]]:
         """Requests in flight by cluster and endpoint, endpoints without requests included."""
@@ -87,55 +131,82 @@ class Runtime:
     def use_policy(self, name: str) -> None:
         """Change the policy of the routes that have none of their own, from the next request on.
 
-        "" is the configured one, "off" each cluster's own strategy. Raises ConfigError for an unknown
-        name, and changes nothing then.
+        "" is the configured one, "off" each cluster's own strategy. Raises ConfigError for a name that
+        cannot be used, and changes nothing then.
         """
-        if name == "":
-            chosen = self.config.default_policy
-        elif name == POLICY_OFF:
+        chosen = self.config.default_policy
+        if name == POLICY_OFF:
             chosen = None
-        else:
+        elif name:
             chosen = policy_named(name, self.config)
-        self.balancer.default_policy = chosen.policy if chosen else None
+        if name and any(route.cluster is None and route.policy is None for route in self.config.routes):
+            raise ConfigError(
+                "ai_lb_policy", (Problem("", "the default policy chooses clusters and cannot be changed"),)
+            )
+        if name and chosen is not None and _endpoint_policy(chosen) is None:
+            raise ConfigError("ai_lb_policy", (Problem("", f"{name} chooses clusters, not endpoints"),))
+        self._policy_name = name
+        self.balancer.default_policy = _endpoint_policy(chosen)
+        if self._ticker is not None:
+            self._aim()
 
     def _route(self, route: RouteConfig) -> Route:
-        if route.cluster is None:
-            raise ConfigError(self.config.source, (Problem(route.name, "a cluster is required"),))
         match = Match.of(hosts=route.match.hosts, paths=route.match.paths, models=route.match.models)
-        policy = route.policy.policy if route.policy else None
-        return Route(route.name, match, self.clusters[route.cluster], policy)
+        policy = route.policy or self.config.default_policy
+        if policy is not None and isinstance(policy.policy, ClusterMetrics):
+            return Route(route.name, match, self._group(policy.policy))
+        return Route(route.name, match, self.clusters[route.cluster or ""], _endpoint_policy(route.policy))
 
-    def _cluster(self, config: ClusterConfig) -> Cluster:
-        name = config.name
-        shared = next((policy for policy in self._policies_on(name) if policy.redis is not None), None)
-        link = self._link(name, shared)
+    def _group(self, policy: ClusterMetrics) -> ServiceGroup:
+        """The clusters of a policy; routes that share the policy share what is known of them."""
+        if (group := self._groups.get(policy)) is None:
+            clusters = {name: self.clusters[name] for name in policy.service_list}
+            board = ServiceBoard(
+                policy.service_list,
+                queue_size=policy.queue_size,
+                sample_ttl_s=policy.sample_ttl,
+                clock=self._clock,
+            )
+            group = self._groups[policy] = ServiceGroup(policy, board, clusters)
+        return group
 
-        def new_finder(policy: PrefixCache) -> PrefixFinder:
-            index: PrefixIndex
-            if link is not None:
-                index = RedisPrefixIndex(link, name, ttl_s=policy.redis_key_ttl_s)
-            else:
-                ttl_s, most = policy.redis_key_ttl_s, policy.max_prefix_entries
-                index = MemoryPrefixIndex(ttl_s=ttl_s, max_entries=most, clock=self._clock)
-            return PrefixFinder(name, index, tenant_header=policy.tenant_header, secret=policy.secret)
+    def _aim(self) -> None:
+        """Have the pages visited that the policies in use ask for."""
+        policies = [
+            (route.target, route.policy or self.balancer.default_policy)
+            for route in self.balancer.routes
+            if isinstance(route.target, Cluster)
+        ]
+        targets = self._assembly.targets(self.config, policies)
+        self._scraper.set_targets(targets)
+        if targets and not self._scraping:
+            self._scraping = True
+            self._scraper.start(asyncio.get_running_loop())
 
-        store: Store
-        if link is not None and shared is not None:
-            store = RedisStore(name, link, clean_interval_min=shared.clean_interval_min)
-        else:
-            store = MemoryStore(name)
-        return Cluster(name, config.endpoints, store, POLICIES[config.balance](), new_finder)
+    def _scraped(self, scrape: Scrape) -> None:
+        for cluster in self.clusters.values():
+            if any(endpoint.name == scrape.endpoint for endpoint in cluster.endpoints):
+                cluster.board.take(scrape)
 
-    def _link(self, cluster: str, policy: PolicyConfig | None) -> Link | None:
-        if policy is None or policy.redis is None:
-            return None
-        try:
-            return self._links.to(policy.redis, key(cluster, COUNTS))
-        except ValueError as error:
-            raise ConfigError(self.config.source, (Problem("redis", str(error)),)) from error
+    async def _tick(self) -> None:
+        """What comes by time is told also while there are no requests, and what is over is closed."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for cluster in self.clusters.values():
+                cluster.health.tick()
+            for cluster in [old for old in self._retired if not old.store.in_flight]:
+                self._retired.remove(cluster)
+                if all(cluster is not now for now in self.clusters.values()):
+                    await cluster.close()
 
-    def _policies_on(self, cluster: str) -> Iterator[PolicyConfig]:
-        for route in self.config.routes:
-            policy = route.policy or self.config.default_policy
-            if route.cluster == cluster and policy is not None:
-                yield policy
+
+def _start_store(cluster: Cluster) -> None:
+    if isinstance(cluster.store, RedisStore):
+        cluster.store.start()
+
+
+def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:
+    """The policy, None if it chooses among clusters."""
+    if config is None or config.name not in POLICIES:
+        return None
+    return cast(Policy, config.policy)

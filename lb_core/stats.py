@@ -30,6 +30,12 @@ class Stats:
         )
         self._refused = Counter("ai_lb_refused", "Requests not placed.", ["code"], registry=self.registry)
         self._faults = Counter("ai_lb_hook_errors", "Faults of the addon itself.", registry=self.registry)
+        self._health = Counter(
+            "ai_lb_health_changes",
+            "Endpoints that came into a state; an empty endpoint is the cluster.",
+            ["cluster", "endpoint", "state"],
+            registry=self.registry,
+        )
         self._ttft = Histogram(
             "ai_lb_ttft_seconds",
             "From the request to the first event with content.",
@@ -57,6 +63,10 @@ class Stats:
             self._ttft.labels(endpoint).observe(outcome.ttft_s)
         if outcome.duration_s is not None:
             self._duration.labels(endpoint).observe(outcome.duration_s)
+
+    def health_changed(self, cluster: str, endpoint: str, state: str) -> None:
+        """Count one change of health."""
+        self._health.labels(cluster, endpoint, state).inc()
 
     def refused(self, code: str) -> None:
         """Count one request that could not be placed."""

@@ -8,7 +8,8 @@ from lb_core.config.model import Listen, RedisConfig
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
 _UNPRINTED = re.compile(r"[\s\x00-\x1f\x7f]")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "dns+http": 80, "dns+https": 443}
+_PATH = re.compile(r"/[!-~]*")
 _REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "redis+sentinel")
 
 
@@ -67,7 +68,10 @@ def listen(text: str) -> Listen:
 
 
 def endpoint_url(text: str) -> tuple[str, str, int]:
-    """Scheme, host and port of `http://host:port`; such a URL has nothing else."""
+    """Scheme, host and port of `http://host:port`; such a URL has nothing else.
+
+    The scheme may begin with `dns+`; the host is then a name, for all of whose addresses the URL stands.
+    """
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _DEFAULT_PORTS:
@@ -79,7 +83,28 @@ def endpoint_url(text: str) -> tuple[str, str, int]:
     if "?" in rest or "#" in rest or rest.partition("/")[2]:
         raise ValueError("an endpoint's URL has no path, query or fragment; the request's own is kept")
     host, port = _host_and_port(rest.removesuffix("/"), _DEFAULT_PORTS[scheme])
+    if scheme.startswith("dns+") and _ip_address(host):
+        raise ValueError(f"{scheme} takes a host name; for an IP address write {scheme.removeprefix('dns+')}")
     return scheme, host, port
+
+
+def page_path(text: str) -> str:
+    """The path of a page, perhaps with a query, as it stands in a request."""
+    if len(text) > 1000 or not _PATH.fullmatch(text) or "#" in text:
+        raise ValueError("expected a path such as /metrics, at most 1000 characters of ASCII without spaces")
+    return text
+
+
+def envoy_name(text: str) -> tuple[str, str, int]:
+    """Scheme, host and port of `outbound|80||test-1.dns`, as Istio and Higress name what a gateway reaches.
+
+    The scheme is https for port 443, else http. A subset, between the last two bars, is not supported.
+    """
+    match text.split("|"):
+        case ["outbound", port, "", host]:
+            number = port_number(port)
+            return "https" if number == 443 else "http", host_name(host), number
+    raise ValueError("expected a cluster of this configuration or a name such as outbound|80||test-1.dns")
 
 
 def redis_url(text: str, *, timeout_ms: int) -> RedisConfig:

@@ -9,17 +9,18 @@ from pydantic import AfterValidator, Field
 
 from lb_core.config import addresses
 from lb_core.config.clusters import read_clusters
-from lb_core.config.model import Config, Listen
-from lb_core.config.policy import KEYS as POLICY_KEYS
+from lb_core.config.model import ClusterConfig, Config, Listen
 from lb_core.config.policy import Registry
 from lb_core.config.report import Path, Report, Value
+from lb_core.config.routes import KEYS as ROUTE_KEYS
 from lb_core.config.routes import RouteReader
-from lb_core.config.shape import Switch, Whole, build, known_keys
+from lb_core.config.shape import Number, Switch, Whole, build, known_keys
 
 
 @dataclass(frozen=True, slots=True)
 class _TopKeys:
     expose_decision: Switch = False
+    drain_timeout: Annotated[Number, Field(ge=0, le=3600)] = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class _ListenKeys:
 
 def read_config(values: dict[str, Value], report: Report, *, policies: Registry) -> Config:
     """The configuration that a document holds. Raises ConfigError with everything that is wrong in it."""
-    others = ("listen", "metrics_listen", "hosts", "clusters", "routes", *POLICY_KEYS)
+    others = ("listen", "metrics_listen", "hosts", "clusters", "routes", *ROUTE_KEYS)
     top = build(_TopKeys, known_keys(_TopKeys, values, (), report, others=others), (), report)
     listen = _listen(values, "listen", report)
     metrics_listen = _listen(values, "metrics_listen", report)
@@ -42,10 +43,13 @@ def read_config(values: dict[str, Value], report: Report, *, policies: Registry)
             report.add(("clusters",), "at least one cluster is needed")
         clusters = read_clusters(raw_clusters, report)
     else:
-        report.add((), "the key 'clusters' is missing")
         raw_clusters, clusters = {}, {}
     reader = RouteReader(values, report, clusters=tuple(raw_clusters), policies=policies, hosts=hosts)
     routes = reader.routes()
+    if "clusters" not in values and not reader.chooses_clusters:
+        report.add((), "the key 'clusters' is missing")
+    _check_apart(clusters, reader.undeclared, report)
+    clusters |= reader.undeclared
     if top is None or not report.clean:
         raise report.error()
     return Config(
@@ -57,7 +61,19 @@ def read_config(values: dict[str, Value], report: Report, *, policies: Registry)
         hosts=MappingProxyType(hosts),
         source=report.source,
         metrics_listen=metrics_listen,
+        drain_timeout_s=top.drain_timeout,
     )
+
+
+def _check_apart(
+    clusters: Mapping[str, ClusterConfig], undeclared: Mapping[str, ClusterConfig], report: Report
+) -> None:
+    """An undeclared service is an endpoint of its own name, and names of endpoints are unique."""
+    for cluster in clusters.values():
+        for endpoint in (*cluster.endpoints, *(dns.template for dns in cluster.dns)):
+            if endpoint.name in undeclared:
+                at: Path = ("clusters", cluster.name, "endpoints")
+                report.add(at, f"the name '{endpoint.name}' belongs to an undeclared service already")
 
 
 def _listen(values: Mapping[str, Value], key: str, report: Report) -> Listen | None:

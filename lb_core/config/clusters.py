@@ -3,17 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2s
+from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from lb_core.config import addresses
-from lb_core.config.model import ClusterConfig
+from lb_core.config.blocks import read_health, read_metrics
+from lb_core.config.model import ClusterConfig, DnsEndpoints
 from lb_core.config.report import Path, Report, Value, path_text
 from lb_core.config.shape import Number, Whole, build, known_keys
 from lb_core.types import Endpoint
 
 LONGEST_NAME = 128
+_DNS = "dns+"
+_PARTS = ("endpoints", "health", "metrics")
 
 
 def checked_name(text: str) -> str:
@@ -40,6 +44,7 @@ Globs = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidat
 @dataclass(frozen=True, slots=True)
 class _ClusterKeys:
     balance: Literal["round_robin", "least_request", "random", "consistent_hash"] = "round_robin"
+    endpoints_file: Annotated[str, Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +66,40 @@ def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, Clus
             checked_name(name)
         except ValueError as error:
             report.add(at, str(error))
-        cluster = known_keys(_ClusterKeys, report.mapping(raw, at), at, report, others=("endpoints",))
-        keys = build(_ClusterKeys, cluster, at, report)
-        endpoints = _endpoints(name, raw, at, report, owners) if isinstance(raw, dict) else ()
+        cluster = report.mapping(raw, at)
+        if isinstance(raw, dict) and not {"endpoints", "endpoints_file"} & raw.keys():
+            report.add(at, "the key 'endpoints' is missing")
+        keys = build(_ClusterKeys, known_keys(_ClusterKeys, cluster, at, report, others=_PARTS), at, report)
+        endpoints, dns = _endpoints(name, cluster.get("endpoints", []), (*at, "endpoints"), report, owners)
+        health = read_health(cluster, at, report)
+        metrics = read_metrics(cluster, at, report)
         if keys is not None:
-            clusters[name] = ClusterConfig(name, endpoints, keys.balance)
+            file = keys.endpoints_file and FilePath(report.source).parent / keys.endpoints_file
+            clusters[name] = ClusterConfig(name, endpoints, keys.balance, health, metrics, dns, file or None)
     return clusters
 
 
+def read_endpoints(cluster: str, value: Value, report: Report) -> tuple[Endpoint, ...]:
+    """The endpoints without fault of a document that is nothing but a list of them."""
+    return _endpoints(cluster, value, (), report, {}, dns=False)[0]
+
+
+def undeclared(name: str) -> ClusterConfig:
+    """The cluster of one endpoint that an Envoy name stands for; a ValueError where it is none."""
+    scheme, host, port = addresses.envoy_name(name)
+    checked_name(name)
+    return ClusterConfig(name, (Endpoint(name, scheme, host, port),))
+
+
 def _endpoints(
-    cluster: str, raw: dict[str, Value], at: Path, report: Report, owners: dict[str, Path]
-) -> tuple[Endpoint, ...]:
-    """The endpoints without fault; `owners` are the places of all endpoint names so far."""
-    if "endpoints" not in raw:
-        report.add(at, "the key 'endpoints' is missing")
-        return ()
-    at = (*at, "endpoints")
+    cluster: str, value: Value, at: Path, report: Report, owners: dict[str, Path], *, dns: bool = True
+) -> tuple[tuple[Endpoint, ...], tuple[DnsEndpoints, ...]]:
+    """The endpoints without fault; `owners` are the places of all endpoint names so far.
+
+    Without `dns` a DNS name is a fault.
+    """
     found: dict[tuple[str, str, int], Endpoint] = {}
-    for index, item in enumerate(report.sequence(raw["endpoints"], at)):
+    for index, item in enumerate(report.sequence(value, at)):
         place = (*at, index)
         keys = _endpoint_keys(item, place, report)
         if keys is None:
@@ -86,7 +107,7 @@ def _endpoints(
         scheme, host, port = keys.url
         endpoint = Endpoint(
             keys.name or _default_name(cluster, *keys.url),
-            scheme,
+            scheme.removeprefix(_DNS),
             host,
             port,
             weight=keys.weight,
@@ -101,7 +122,12 @@ def _endpoints(
         else:
             found[keys.url] = endpoint
             owners[endpoint.name] = place
-    return tuple(found.values())
+        if scheme.startswith(_DNS) and not dns:
+            report.add((*place, "url"), "DNS names go into the configuration, not into this file")
+    return (
+        tuple(endpoint for url, endpoint in found.items() if not url[0].startswith(_DNS)),
+        tuple(DnsEndpoints(endpoint) for url, endpoint in found.items() if url[0].startswith(_DNS)),
+    )
 
 
 def _endpoint_keys(item: Value, at: Path, report: Report) -> _EndpointKeys | None:

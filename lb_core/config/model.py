@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
-from lb_core.policies import Policy
+from pydantic import Field
+
+from lb_core.health.config import HealthConfig
+from lb_core.policies import ClusterPolicy, Policy
+from lb_core.retry import RetryConfig
 from lb_core.types import Endpoint
+
+_Wait = Annotated[float, Field(gt=0, le=86_400)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +25,42 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """How the engines of a cluster are asked for their metrics: GET `path` every `scrape_interval_s`."""
+
+    path: str = "/metrics"
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    """Sent along, as spelled. They may hold keys, so they are never shown."""
+    scrape_interval_s: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
+    dialect: str | None = None
+    """A key of `lb_core.engines.dialects.DIALECTS`; None chooses by what the page has."""
+    stale_after_s: Annotated[float, Field(ge=0.1, le=86_400)] = 5.0
+    """What is older counts as unknown; never less than `scrape_interval_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsEndpoints:
+    """All addresses of a DNS name, written `dns+http://name:port`.
+
+    Each is an endpoint as `template`, whose host is the DNS name.
+    """
+
+    template: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """A named group of endpoints. `balance` is its own balancing, for requests without a policy."""
 
     name: str
     endpoints: tuple[Endpoint, ...]
+    """Those that the configuration lists with their addresses."""
     balance: str = "round_robin"
+    health: HealthConfig = field(default_factory=HealthConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    dns: tuple[DnsEndpoints, ...] = ()
+    endpoints_file: Path | None = None
+    """Lists further endpoints and may change at any time; read it with `load_endpoints`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +95,22 @@ class PolicyConfig:
     """A policy with its parameters, and the settings that any policy takes."""
 
     name: str
-    policy: Policy
+    policy: Policy | ClusterPolicy
     """An instance of the class registered under `name`."""
     redis: RedisConfig | None = None
     """Where counts are shared; None keeps them in this process."""
     clean_interval_min: int = 60
     detail_log: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a request waits for its endpoint; None waits for ever."""
+
+    ttft_timeout_s: _Wait | None = None
+    """For the first content. None by default: a long prompt in a long queue takes its time."""
+    stream_idle_s: _Wait | None = 120.0
+    """Between two pieces of a response that has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +122,8 @@ class RouteConfig:
     cluster: str | None
     policy: PolicyConfig | None = None
     """None takes the configuration's default policy."""
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +141,5 @@ class Config:
     source: str
     metrics_listen: Listen | None = None
     """Where the balancer's own metrics are served; None serves none."""
+    drain_timeout_s: float = 30.0
+    """How long requests in flight may take to end when their endpoint or the balancer goes."""

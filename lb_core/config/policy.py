@@ -8,11 +8,12 @@ from lb_core.config.model import Config, PolicyConfig
 from lb_core.config.report import Path, Report, Value, clipped, nearest
 from lb_core.config.shape import build, field_names
 from lb_core.errors import ConfigError, Problem
-from lb_core.policies import POLICIES
+from lb_core.policies import CLUSTER_POLICIES, POLICIES
 
 type Registry = Mapping[str, type[Any]]
 """Name → frozen dataclass whose fields are its parameters, with a class variable `lb_type`."""
 
+REGISTRY: Registry = {**POLICIES, **CLUSTER_POLICIES}
 KEYS = ("lb_type", "lb_policy", "lb_config")
 _TYPES = ("endpoint", "cluster")
 
@@ -59,7 +60,7 @@ def services(policy: PolicyConfig | None) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def policy_named(name: str, config: Config, *, policies: Registry = POLICIES) -> PolicyConfig:
+def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) -> PolicyConfig:
     """The policy called `name`, for a change while running.
 
     It has the configured parameters when it is the default policy, else its defaults. Where Redis is, and the

@@ -10,7 +10,7 @@ from lb_core.errors import ConfigError, Problem
 type Path = tuple[str | int, ...]
 type Value = bool | int | float | str | list[Value] | dict[str, Value] | None
 
-SECRET_KEYS = frozenset({"password", "redis", "secret"})
+SECRET_KEYS = frozenset({"headers", "password", "redis", "secret"})
 LONGEST_SHOWN = 60
 _PLAIN_KEY = re.compile(r"[\w-]+")
 

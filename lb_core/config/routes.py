@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lb_core.config.clusters import Globs, Name
-from lb_core.config.model import Match, PolicyConfig, RedisConfig, RouteConfig
+from lb_core.config.blocks import read_retry, read_timeouts
+from lb_core.config.clusters import Globs, Name, undeclared
+from lb_core.config.model import ClusterConfig, Match, PolicyConfig, RedisConfig, RouteConfig
 from lb_core.config.policy import KEYS as POLICY_KEYS
 from lb_core.config.policy import Registry, chooses_cluster, read_policy, services
 from lb_core.config.report import Path, Report, Value, nearest
 from lb_core.config.shape import build, known_keys
+
+KEYS = (*POLICY_KEYS, "retry", "timeouts")
+"""Keys of a route that at the top level are for the routes without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,14 @@ class RouteReader:
         self._clusters = clusters
         self._policies = policies
         self._hosts = hosts
+        self.undeclared: dict[str, ClusterConfig] = {}
+        """The services that are Envoy names and not clusters of the document."""
+        self.chooses_clusters = False
+        """Whether any policy chooses among clusters, as far as a possibly faulty document tells."""
         self.default_policy = self._policy(top, ())
         self._default_chooses = chooses_cluster(top, self.default_policy)
+        self._default_retry = read_retry(top, (), report)
+        self._default_timeouts = read_timeouts(top, (), report)
 
     def routes(self) -> tuple[RouteConfig, ...]:
         """The routes without fault; one for everything where the document has none."""
@@ -69,32 +79,40 @@ class RouteReader:
 
     def _implicit(self) -> tuple[RouteConfig, ...]:
         if self._default_chooses:
-            return (RouteConfig("default", Match(), None),)
+            return (self._for_everything(None),)
         if len(self._clusters) > 1:
             self._report.add(
                 ("clusters",), "several clusters need 'routes' that tell which requests go where"
             )
-        return tuple(RouteConfig("default", Match(), name) for name in self._clusters)
+        return tuple(self._for_everything(name) for name in self._clusters)
+
+    def _for_everything(self, cluster: str | None) -> RouteConfig:
+        return RouteConfig("default", Match(), cluster, None, self._default_retry, self._default_timeouts)
 
     def _route(self, values: dict[str, Value], at: Path, default_name: str) -> RouteConfig | None:
         keys = build(
             _RouteKeys,
-            known_keys(_RouteKeys, values, at, self._report, others=("match", *POLICY_KEYS)),
+            known_keys(_RouteKeys, values, at, self._report, others=("match", *KEYS)),
             at,
             self._report,
         )
         match = self._match(values, (*at, "match"))
         policy = self._policy(values, at)
+        retry = read_retry(values, at, self._report) if "retry" in values else self._default_retry
+        timeouts = read_timeouts(values, at, self._report) if "timeouts" in values else self._default_timeouts
         own = any(key in values for key in POLICY_KEYS)
         chooses = chooses_cluster(values, policy) if own else self._default_chooses
         cluster = values.get("cluster")
-        if isinstance(cluster, str):
+        if chooses and "cluster" in values:
+            whose = "the route's" if own else "the default"
+            self._report.add((*at, "cluster"), f"{whose} policy chooses the cluster; leave this key out")
+        elif isinstance(cluster, str):
             self._check_cluster((*at, "cluster"), cluster)
         elif cluster is None and not chooses:
             self._report.add(at, "the key 'cluster' is missing")
         if keys is None:
             return None
-        return RouteConfig(keys.name or default_name, match, keys.cluster, policy)
+        return RouteConfig(keys.name or default_name, match, keys.cluster, policy, retry, timeouts)
 
     def _match(self, values: Mapping[str, Value], at: Path) -> Match:
         raw = self._report.mapping(values.get("match", {}), at)
@@ -103,9 +121,19 @@ class RouteReader:
 
     def _policy(self, values: Mapping[str, Value], at: Path) -> PolicyConfig | None:
         policy = read_policy(values, at, self._report, policies=self._policies, hosts=self._hosts)
+        self.chooses_clusters |= chooses_cluster(values, policy)
         for index, service in enumerate(services(policy)):
-            self._check_cluster((*at, "lb_config", "service_list", index), service)
+            self._check_service((*at, "lb_config", "service_list", index), service)
         return policy
+
+    def _check_service(self, at: Path, name: str) -> None:
+        if name in self._clusters or "|" not in name:
+            self._check_cluster(at, name)
+            return
+        try:
+            self.undeclared[name] = undeclared(name)
+        except ValueError as error:
+            self._report.add(at, str(error))
 
     def _check_cluster(self, at: Path, name: str) -> None:
         if name not in self._clusters:

@@ -60,7 +60,7 @@ def field_names(shape: type[Any]) -> tuple[str, ...]:
 
 def build[T](
     shape: type[T],
-    values: Mapping[str, Value],
+    values: Mapping[str, object],
     path: Path,
     report: Report,
     *,
@@ -114,6 +114,10 @@ def _in_words(detail: ErrorDetails, at: Path, shape: type[Any], report: Report) 
             return f"{shown} is not one of {expected.replace(' or ', ', ')}"
         case "string_too_short" | "too_short":
             return "must not be empty"
+        case "string_too_long":
+            return f"longer than {context['max_length']} characters"
+        case "string_pattern_mismatch":
+            return f"{shown} does not have the form {context['pattern']}"
         case "string_unicode":
             return "not valid Unicode text"
         case _ if kind in _LIMITS:
@@ -125,12 +129,13 @@ def _in_words(detail: ErrorDetails, at: Path, shape: type[Any], report: Report) 
 
 
 def _limits(detail: ErrorDetails, shape: type[Any]) -> str:
-    """Both bounds of the field where it has two, else the one that was broken."""
+    """Both bounds of the field, or of its items, where it has two, else the one that was broken."""
     key = _LIMITS[detail["type"]][0]
-    bounds: dict[str, Any] = {}
-    if len(detail["loc"]) == 1:
-        bounds = _bounds(typing.get_type_hints(shape, include_extras=True)[str(detail["loc"][0])])
-    bounds.setdefault(key, detail["ctx"][key])
+    hint = typing.get_type_hints(shape, include_extras=True)[str(detail["loc"][0])]
+    inside = typing.get_args(hint)[:1] if len(detail["loc"]) > 1 else (hint,)
+    bounds = _bounds(inside[0]) if inside else {}
+    if bounds.get(key) != detail["ctx"][key]:
+        bounds = {key: detail["ctx"][key]}
     if bounds.keys() >= {"ge", "le"}:
         return f"between {bounds['ge']} and {bounds['le']}"
     return " and ".join(f"{words} {bounds[key]}" for key, words in _LIMITS.values() if key in bounds)

@@ -49,16 +49,21 @@ def read_text(path: FilePath) -> str:
 
 def parse(text: str, report: Report, env: Mapping[str, str]) -> dict[str, Value]:
     """The document's top mapping. Lines go to `report.marks`; raises only where reading on makes no sense."""
-    if len(text) > MAX_BYTES:
-        raise _failure(report.source, f"larger than {MAX_BYTES} bytes")
-    node = _compose(text, report.source)
-    if node is None:
-        raise _failure(report.source, "the file is empty; expected a mapping with the key 'clusters'")
-    value = _Reader(report, env).value(node, (), node.start_mark.line + 1, frozenset())
+    value = parse_value(text, report, env, expected="a mapping with the key 'clusters'")
     if not isinstance(value, dict):
         report.add((), "expected a mapping of keys at the top level")
         raise report.error()
     return value
+
+
+def parse_value(text: str, report: Report, env: Mapping[str, str], *, expected: str) -> Value:
+    """The document, whatever it is; raises like `parse`. `expected` says what an empty text lacks."""
+    if len(text) > MAX_BYTES:
+        raise _failure(report.source, f"larger than {MAX_BYTES} bytes")
+    node = _compose(text, report.source)
+    if node is None:
+        raise _failure(report.source, f"the file is empty; expected {expected}")
+    return _Reader(report, env).value(node, (), node.start_mark.line + 1, frozenset())
 
 
 class _Loader(yaml.SafeLoader):

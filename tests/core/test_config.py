@@ -13,6 +13,7 @@ from pydantic import Field
 
 from lb_core.config import Config, Listen, PolicyConfig, RedisConfig, load, loads, policy_named
 from lb_core.errors import ConfigError
+from lb_core.policies.cluster_metrics import ClusterMetrics as RealClusterMetrics
 from lb_core.types import Decision, Request, Snapshot
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -345,7 +346,10 @@ def test_a_filled_value_is_typed_only_where_it_stands_without_quotes() -> None:
     ]
 
 
-TOP_KEYS = "clusters, expose_decision, hosts, lb_config, lb_policy, lb_type, listen, metrics_listen, routes"
+TOP_KEYS = (
+    "clusters, drain_timeout, expose_decision, hosts, lb_config, lb_policy, lb_type, listen, metrics_listen,"
+    " retry, routes, timeouts"
+)
 VALID_POLICIES = "cluster_metrics, endpoint_metrics, global_least_request, prefix_cache"
 BOMB = "a: &a [x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
@@ -545,7 +549,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
               metric_policy: default
               rate_limit: 1.5
               timeout: ${T}
-        extra: 1
+        junk: 1
     """
     assert problems(text) == [
         "lb.yaml:2: listen: the port is missing; expected an address such as 127.0.0.1:8080",
@@ -557,7 +561,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
         "lb.yaml:11: routes[0].lb_config.rate_limit: 1.5 is not between 0 and 1",
         "lb.yaml:12: routes[0].lb_config.timeout: environment variable T is not set;"
         " ${T:-default} gives it a default",
-        f"lb.yaml:13: extra: unknown key; valid keys: {TOP_KEYS}",
+        f"lb.yaml:13: junk: unknown key; valid keys: {TOP_KEYS}",
     ]
 
 
@@ -580,6 +584,167 @@ def test_one_cluster_cannot_be_counted_in_two_places() -> None:
         "lb.yaml:8: routes[1].lb_config: route 'route-1' reaches cluster 'llama' with another Redis;"
         " the requests in flight at a cluster are counted in one place"
     ]
+
+
+CLUSTER_README_ALONE = CLUSTER_README.partition("clusters:")[0]
+SERVICES = "lb_policy: cluster_metrics\nlb_config: {{mode: LeastBusy, service_list: [{}]}}\n"
+
+
+def test_the_cluster_example_of_the_higress_readme_needs_no_clusters() -> None:
+    loaded = loads(CLUSTER_README_ALONE)
+    assert loaded.default_policy is not None
+    assert loaded.default_policy.policy == RealClusterMetrics(
+        "LeastTotalLatency", ("outbound|80||test-1.dns", "outbound|80||test-2.static"), 0.6
+    )
+    assert [(route.name, route.cluster) for route in loaded.routes] == [("default", None)]
+    assert {
+        name: [(endpoint.scheme, endpoint.host, endpoint.port) for endpoint in cluster.endpoints]
+        for name, cluster in loaded.clusters.items()
+    } == {
+        "outbound|80||test-1.dns": [("http", "test-1.dns", 80)],
+        "outbound|80||test-2.static": [("http", "test-2.static", 80)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("outbound|443||api.example.com", ("https", "api.example.com", 443)),
+        ("outbound|8000||10.0.0.1", ("http", "10.0.0.1", 8000)),
+        ("outbound|8000||GPU.Example", ("http", "gpu.example", 8000)),
+        ("outbound|8000||::1", ("http", "::1", 8000)),
+    ],
+)
+def test_an_undeclared_service_is_the_host_and_port_that_its_name_says(
+    name: str, expected: tuple[str, str, int]
+) -> None:
+    cluster = config(SERVICES.format(f"'{name}'")).clusters[name]
+    (endpoint,) = cluster.endpoints
+    assert (endpoint.scheme, endpoint.host, endpoint.port) == expected
+    assert (cluster.name, endpoint.name, cluster.balance) == (name, name, "round_robin")
+
+
+def test_a_declared_cluster_is_meant_before_the_host_that_its_name_says() -> None:
+    loaded = config(CLUSTER_README)
+    assert loaded.clusters["outbound|80||test-2.static"].endpoints[0].host == "10.0.0.2"
+
+
+def test_services_of_several_routes_may_be_declared_and_undeclared_alike() -> None:
+    loaded = config(
+        CLUSTERS
+        + """routes:
+- {name: one, match: {models: m}, lb_policy: cluster_metrics,
+   lb_config: {mode: LeastBusy, service_list: [llama, outbound|80||h]}}
+- {name: two, match: {models: n}, lb_policy: cluster_metrics,
+   lb_config: {mode: LeastBusy, service_list: [outbound|80||h]}}
+- {name: three, cluster: llama}
+"""
+    )
+    assert list(loaded.clusters) == ["llama", "outbound|80||h"]
+    assert [route.cluster for route in loaded.routes] == [None, None, "llama"]
+
+
+LIKE = "expected a cluster of this configuration or a name such as outbound|80||test-1.dns"
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ("lama", "no cluster is named 'lama'; did you mean 'llama'?"),
+        ("other", "no cluster is named 'other'"),
+        ("outbound|80|v1|h", LIKE),
+        ("inbound|80||h", LIKE),
+        ("outbound|80||", "not a valid host name or IP address"),
+        ("outbound|80||h|x", LIKE),
+        ("outbound|http||h", "the port is not a whole number between 1 and 65535"),
+        ("outbound|0||h", "the port is not a whole number between 1 and 65535"),
+        ("outbound|80||a b", "not a valid host name or IP address"),
+        ("outbound|80||http://h", "not a valid host name or IP address"),
+        (f"outbound|80||{'h.' * 70}x", "a name has 1 to 128 characters"),
+    ],
+)
+def test_a_service_that_is_neither_a_cluster_nor_a_host_is_told(service: str, expected: str) -> None:
+    assert problems(CLUSTERS + SERVICES.format(f"'{service}'")) == [
+        f"lb.yaml:3: lb_config.service_list[0]: {expected}"
+    ]
+
+
+def test_clusters_are_missed_only_where_no_policy_brings_its_own() -> None:
+    missing = "lb.yaml:1: the key 'clusters' is missing"
+    assert problems("listen: 80") == [missing]
+    assert problems("lb_policy: prefix_cache") == [missing]
+    assert problems(CLUSTER_README_ALONE.replace("LeastTotalLatency", "Fast")) == [
+        "lb.yaml:5: lb_config.mode: 'Fast' is not one of"
+        " 'LeastBusy', 'LeastTotalLatency', 'LeastFirstTokenLatency'"
+    ]
+    assert problems(SERVICES.format("other")) == [
+        "lb.yaml:2: lb_config.service_list[0]: no cluster is named 'other'"
+    ]
+
+
+def test_a_cluster_beside_a_policy_that_chooses_it_is_told() -> None:
+    one = (
+        "- {cluster: llama, lb_policy: cluster_metrics, lb_config: {mode: LeastBusy, service_list: [llama]}}"
+    )
+    assert problems(f"{CLUSTERS}routes:\n{one}\n") == [
+        "lb.yaml:3: routes[0].cluster: the route's policy chooses the cluster; leave this key out"
+    ]
+    assert problems(f"{CLUSTERS}{SERVICES.format('llama')}routes: [{{cluster: llama}}]") == [
+        "lb.yaml:4: routes[0].cluster: the default policy chooses the cluster; leave this key out"
+    ]
+
+
+def test_an_endpoint_cannot_have_the_name_of_an_undeclared_service() -> None:
+    text = "clusters: {a: {endpoints: [{url: http://h, name: outbound|80||h}]}}\n"
+    assert problems(text + SERVICES.format("a, outbound|80||h")) == [
+        "lb.yaml:1: clusters.a.endpoints: the name 'outbound|80||h' belongs to an undeclared service already"
+    ]
+
+
+def test_an_undeclared_service_cannot_be_counted_in_two_places() -> None:
+    own = (
+        "- {name: %s, lb_policy: cluster_metrics,"
+        " lb_config: {mode: LeastBusy, service_list: [outbound|80||h], serviceFQDN: %s}}\n"
+    )
+    assert len(config("routes:\n" + own % ("a", "r") + own % ("b", "r")).routes) == 2
+    assert problems("routes:\n" + own % ("a", "r") + own % ("b", "other")) == [
+        "lb.yaml:3: routes[1].lb_config: route 'a' reaches cluster 'outbound|80||h' with another Redis;"
+        " the requests in flight at a cluster are counted in one place"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        ("mode: LeastLatency", ".mode: 'LeastLatency' is not one of"),
+        ("service_list: []", ".service_list: must not be empty"),
+        ("service_list: [llama, llama]", ".service_list: a service is listed twice"),
+        ("service_list: llama", ".service_list: expected a list, got 'llama'"),
+        ("rate_limit: 1.5", ".rate_limit: 1.5 is not between 0 and 1"),
+        ("queue_size: 0", ".queue_size: 0 is not between 1 and 1000000"),
+        ("sample_ttl: 0", ".sample_ttl: 0 is not more than 0"),
+        ("cluster_header: 'a b'", ".cluster_header: not a valid header name"),
+        ("cluster_header: ''", ".cluster_header: not a valid header name"),
+        ("cluster_header: Host", ".cluster_header: HTTP itself needs this header; expected one of its own"),
+    ],
+)
+def test_a_wrong_parameter_of_cluster_metrics_is_told(parameter: str, expected: str) -> None:
+    keys = {"mode": "mode: LeastBusy", "service_list": "service_list: [llama]"}
+    keys[parameter.partition(":")[0]] = parameter
+    text = f"{CLUSTERS}lb_policy: cluster_metrics\nlb_config: {{{', '.join(keys.values())}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        loads(text, "lb.yaml", {})
+    (line,) = caught.value.lines()
+    assert line.startswith(f"lb.yaml:3: lb_config{expected}")
+
+
+def test_cluster_metrics_takes_numbers_as_text_as_higress_does() -> None:
+    text = CLUSTER_README_ALONE.replace("0.6", "'0.6'") + "  queue_size: '50'\n  sample_ttl: 5\n"
+    policy = loads(text).default_policy
+    assert policy is not None
+    assert isinstance(policy.policy, RealClusterMetrics)
+    assert (policy.policy.rate_limit, policy.policy.queue_size, policy.policy.sample_ttl) == (0.6, 50, 5)
+    assert policy.policy.cluster_header == "x-envoy-target-cluster"
 
 
 def test_a_policy_of_higress_that_is_not_registered_is_named_as_such() -> None:
@@ -644,8 +809,21 @@ clusters:
     endpoints:
       - http://10.0.0.1:8000
       - {url: http://10.0.0.2:8000, name: gpu-2, weight: 2, models: ["llama-*"]}
+      - dns+http://engines.example:8000
+    health:
+      ejection_s: 5
+      checks: {path: /health, fall: 2}
+    metrics:
+      path: /metrics
+      headers:
+        Authorization: Bearer SECRET
+        X-Key: 'SECRET'
+      scrape_interval: 2
+timeouts: {ttft_timeout: 30, stream_idle: off}
+drain_timeout: 5
 routes:
   - name: chat
+    retry: {attempts: 2, on_statuses: [503]}
     match: {hosts: ["api.*"], paths: ["/v1/*"]}
     cluster: llama
     lb_policy: prefix_cache
@@ -726,7 +904,11 @@ def test_any_damage_to_a_good_text_is_a_config_error_without_its_secrets(data: s
         end = min(len(text), start + data.draw(st.integers(0, 3)))
         text = text[:start] + data.draw(st.text("ab:-[]{}&*!'\" \n$0", max_size=2)) + text[end:]
     outcome = _outcome(text)
-    assert SECRET not in (str(outcome) if isinstance(outcome, ConfigError) else repr(outcome.default_policy))
+    if isinstance(outcome, Config):
+        metrics = [cluster.metrics for cluster in outcome.clusters.values()]
+        assert SECRET not in repr((outcome.default_policy, metrics))
+    else:
+        assert SECRET not in str(outcome)
 
 
 ODD = st.sampled_from(

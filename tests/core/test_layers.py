@@ -10,11 +10,11 @@ LAYERS = [
     {"errors", "skim", "request", "engines"},
     {"types"},
     {"sse", "drawing", "record", "replies", "stats", "tasks"},
-    {"health", "retry", "services"},
-    {"policies", "stores"},
+    {"retry", "services"},
+    {"policies", "stores", "health"},
     {"prefix"},
     {"config", "cluster"},
-    {"balancer"},
+    {"balancer", "assembly", "watch", "discovery"},
     {"runtime"},
 ]
 

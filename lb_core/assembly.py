@@ -1,0 +1,171 @@
+"""One cluster's working parts, put together from its configuration."""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from lb_core.cluster import Cluster
+from lb_core.config import ClusterConfig, Config, PolicyConfig
+from lb_core.engines.board import Board
+from lb_core.engines.scraper import Target
+from lb_core.engines.watch import Change as EngineChange
+from lb_core.errors import ConfigError, Problem
+from lb_core.health import Change, Health
+from lb_core.policies import POLICIES, Policy
+from lb_core.policies.cluster_metrics import ClusterMetrics
+from lb_core.policies.endpoint_metrics import EndpointMetrics
+from lb_core.policies.prefix_cache import PrefixCache
+from lb_core.prefix.base import PrefixIndex
+from lb_core.prefix.finder import PrefixFinder
+from lb_core.prefix.memory import MemoryPrefixIndex
+from lb_core.prefix.redis import RedisPrefixIndex
+from lb_core.stats import Stats
+from lb_core.stores.base import Store
+from lb_core.stores.ledger import COUNTS, key
+from lb_core.stores.link import Link, Links
+from lb_core.stores.memory import MemoryStore
+from lb_core.stores.redis import RedisStore
+
+logger = logging.getLogger(__name__)
+
+_ALARMING = frozenset({"ejected", "panic", "stalled", "unhealthy"})
+
+
+class Assembly:
+    """Builds clusters, and says which pages are to be visited for them. `links` are the Redis connections."""
+
+    def __init__(self, stats: Stats, clock: Callable[[], float]) -> None:
+        self.links = Links()
+        self._stats = stats
+        self._clock = clock
+        self._shared: dict[Cluster, PolicyConfig | None] = {}
+
+    def cluster(self, config: ClusterConfig, whole: Config, old: Cluster | None) -> Cluster:
+        """Give the old cluster if it can go on, else a new one. Raises ConfigError."""
+        shared = next((policy for policy in _policies_on(config.name, whole) if policy.redis), None)
+        if old is not None and (was := self._shared[old]) is not None and shared is not None:
+            if was.redis == shared.redis and was.clean_interval_min == shared.clean_interval_min:
+                return old
+        elif old is not None and self._shared[old] is shared:
+            return old
+        link = self._link(config.name, shared, whole.source)
+        cluster = self._new(config, shared, link)
+        self._shared[cluster] = shared
+        return cluster
+
+    def update(self, cluster: Cluster, config: ClusterConfig) -> None:
+        """Bring a cluster up to its configuration."""
+        if cluster.endpoints != config.endpoints:
+            cluster.members(config.endpoints)
+        if cluster.health.config != config.health:
+            cluster.health.configure(config.health)
+        cluster.balance = POLICIES[config.balance]()
+
+    def targets(self, config: Config, uses: Iterable[tuple[Cluster, Policy | None]]) -> list[Target]:
+        """The pages of the clusters on which a policy is used that looks at them."""
+        wanted: dict[str, set[str]] = {}
+        for cluster, policy in uses:
+            if policy is not None and "metrics" in policy.signals:
+                names = wanted.setdefault(cluster.name, set())
+                if isinstance(policy, EndpointMetrics) and policy.target_metric:
+                    names.add(policy.target_metric)
+        return [
+            Target(
+                endpoint.name,
+                f"{endpoint.scheme}://{endpoint.authority}{settings.path}",
+                headers=settings.headers,
+                interval_s=settings.scrape_interval_s,
+                dialect=settings.dialect,
+                metrics=tuple(sorted(names)),
+            )
+            for cluster_name, names in wanted.items()
+            for settings in (config.clusters[cluster_name].metrics,)
+            for endpoint in config.clusters[cluster_name].endpoints
+        ]
+
+    def _new(self, config: ClusterConfig, shared: PolicyConfig | None, link: Link | None) -> Cluster:
+        name = config.name
+
+        def new_finder(policy: PrefixCache) -> PrefixFinder:
+            index: PrefixIndex
+            if link is not None:
+                index = RedisPrefixIndex(link, name, ttl_s=policy.redis_key_ttl_s)
+            else:
+                ttl_s, most = policy.redis_key_ttl_s, policy.max_prefix_entries
+                index = MemoryPrefixIndex(ttl_s=ttl_s, max_entries=most, clock=self._clock)
+            return PrefixFinder(name, index, tenant_header=policy.tenant_header, secret=policy.secret)
+
+        store: Store
+        if link is not None and shared is not None:
+            store = RedisStore(name, link, clean_interval_min=shared.clean_interval_min)
+        else:
+            store = MemoryStore(name)
+        health = Health(
+            config.health,
+            config.endpoints,
+            clock=self._clock,
+            dice=random.random,
+            on_change=partial(self._health_changed, name),
+        )
+        board = Board(clock=self._clock, stale_after_s=config.metrics.stale_after_s)
+        cluster = Cluster(
+            name,
+            config.endpoints,
+            store=store,
+            health=health,
+            board=board,
+            balance=POLICIES[config.balance](),
+            new_finder=new_finder,
+        )
+        board.on_change = partial(_engine_changed, cluster)
+        return cluster
+
+    def _link(self, cluster: str, policy: PolicyConfig | None, source: str) -> Link | None:
+        if policy is None or policy.redis is None:
+            return None
+        try:
+            return self.links.to(policy.redis, key(cluster, COUNTS))
+        except ValueError as error:
+            raise ConfigError(source, (Problem("redis", str(error)),)) from error
+
+    def _health_changed(self, cluster: str, change: Change) -> None:
+        self._stats.health_changed(cluster, change.endpoint or "", change.after)
+        if change.after in _ALARMING:
+            level = logging.WARNING
+        else:
+            # Engines with a full queue rest all the time.
+            level = logging.DEBUG if "resting" in (change.before, change.after) else logging.INFO
+        logger.log(
+            level,
+            "ai-lb: %s is %s, was %s: %s",
+            change.endpoint or f"cluster {cluster}",
+            change.after,
+            change.before,
+            f"{change.reason} {change.detail}".strip(),
+        )
+
+
+def _engine_changed(cluster: Cluster, endpoint: str, change: EngineChange) -> None:
+    """What an engine's own page says about its health."""
+    match change:
+        case EngineChange.ASLEEP | EngineChange.AWAKE:
+            cluster.health.sleeping(endpoint, change is EngineChange.ASLEEP)
+        case EngineChange.STALLED | EngineChange.MOVING:
+            cluster.health.stalled(endpoint, change is EngineChange.STALLED)
+        case EngineChange.RESTARTED:
+            cluster.health.restarted(endpoint)
+    if change in (EngineChange.ASLEEP, EngineChange.RESTARTED):
+        cluster.forget(endpoint)
+
+
+def _policies_on(cluster: str, config: Config) -> Iterator[PolicyConfig]:
+    for route in config.routes:
+        policy = route.policy or config.default_policy
+        if policy is None:
+            continue
+        if isinstance(policy.policy, ClusterMetrics):
+            if cluster in policy.policy.service_list:
+                yield policy
+        elif route.cluster == cluster:
+            yield policy
