@@ -6,22 +6,18 @@ for a flow finishes what was routed, once. The rules that mitmproxy imposes on h
 
 import asyncio
 import contextlib
-import gc
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from mitmproxy import command, connection, contentviews, ctx, exceptions, http
-from mitmproxy.addonmanager import Loader
+from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs
 
-from addons import connections, proxy_options
-from addons.decision_view import DecisionView
 from addons.exchange import METADATA, Exchange, asked_host, drop_own_headers
 from addons.failover_hooks import FailoverHooks
-from lb_core import config, record
-from lb_core.errors import ConfigError, InternalError, RouteError
+from addons.lifecycle import Lifecycle
+from lb_core import record
+from lb_core.errors import Draining, InternalError, RouteError
 from lb_core.replies import error_reply
 from lb_core.request import api_of, parse, session_of
 from lb_core.retry import Retries, repeatable
@@ -30,118 +26,33 @@ from lb_core.types import Ending, Outcome
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "ai_lb.yaml"
-
-DEFAULT_LISTEN = config.Listen("127.0.0.1", 8080)
-
 _CLIENT_ENDINGS = ("Client disconnected.", "stream reset by client", "Connection killed.")
 
 _BACKSTOP_S = 1.0
 """How long after its client left a flow may still report its own end."""
 
 
-class AiLb:
-    """Options, hooks and commands. `_runtime` is None while there is no configuration to work with."""
+class AiLb(Lifecycle):
+    """The hooks of a request. `_exchanges` are the requests placed and not finished, by flow id."""
 
     def __init__(self) -> None:
-        self._configured = False
-        self._runtime: Runtime | None = None
+        super().__init__()
         self._exchanges: dict[str, Exchange] = {}
         self._by_client: defaultdict[str, set[str]] = defaultdict(set)
         self.failover = FailoverHooks(self._exchanges)
 
-    # -- life of the addon ------------------------------------------------------------------------
-
-    def load(self, loader: Loader) -> None:
-        """Declare the options and the content view."""
-        contentviews.add(DecisionView())
-        loader.add_option(
-            "ai_lb_config", str, "", "Balancer: path of the YAML file; empty is configs/ai_lb.yaml here."
-        )
-        loader.add_option(
-            "ai_lb_policy",
-            str,
-            "",
-            "Balancer: policy of the routes without one of their own; empty is as configured, "
-            "'off' is each cluster's own strategy. May be set while running.",
-        )
-
-    def configure(self, updated: set[str]) -> None:
-        """Take the options: at the start all of them, later the changed ones."""
-        if not self._configured:
-            self._configured = True
-            self._first_configure()
-            return
-        if self._runtime is None:
-            return
-        try:
-            proxy_options.check()
-            if "ai_lb_policy" in updated:
-                self._runtime.use_policy(ctx.options.ai_lb_policy)
-                logger.info("ai-lb: policy is now %s", ctx.options.ai_lb_policy or "as configured")
-        except ConfigError as error:
-            raise exceptions.OptionsError("; ".join(error.lines())) from error
-        except proxy_options.Refusal as refusal:
-            raise exceptions.OptionsError(f"ai-lb: {refusal}") from refusal
-        if "ai_lb_config" in updated:
-            raise exceptions.OptionsError("ai-lb: ai_lb_config can only be set at the start")
-
-    def _first_configure(self) -> None:
-        # Errors are logged, not raised: mitmproxy ends at a logged error while it starts, and a raised
-        # one would be shown as a traceback. Until then every request is refused.
-        chosen = ctx.options.ai_lb_config
-        path = Path(chosen).expanduser() if chosen else DEFAULT_CONFIG
-        try:
-            loaded = config.load(path)
-            runtime = Runtime(loaded)
-            runtime.use_policy(ctx.options.ai_lb_policy)
-            proxy_options.prepare(loaded.listen or DEFAULT_LISTEN)
-        except ConfigError as error:
-            for line in error.lines():
-                logger.error("ai-lb: %s", line)
-        except proxy_options.Refusal as refusal:
-            logger.error("ai-lb: %s", refusal)
+    def _use(self, runtime: Runtime | None) -> None:
+        if runtime is None:
+            self.failover.use(None)
         else:
-            self._runtime = runtime
             self.failover.use(runtime.balancer, connect_timeout_s=runtime.connect_timeout_s)
 
-    def running(self) -> Awaitable[None]:
-        """mitmproxy is up. Not `async def`: that would break live reload of the script."""
-        return asyncio.ensure_future(self._start())
+    def _is_idle(self) -> bool:
+        return not self._exchanges
 
-    async def _start(self) -> None:
-        unknown = proxy_options.unknown_options()
-        for name in unknown:
-            logger.error("ai-lb: there is no option %s", name)
-        if unknown or (runtime := self._runtime) is None:
-            return
-        try:
-            await runtime.start()
-        except OSError as error:
-            logger.error("ai-lb: metrics_listen: %s", error.strerror)
-        await proxy_options.listen_where_wanted()
-        proxy_options.drop_unheard_log_events()
-        # What is loaded by now stays: the collector need not walk it again and again under load.
-        gc.collect()
-        gc.freeze()
-        for name, cluster in runtime.clusters.items():
-            logger.info("ai-lb: cluster %s has %d endpoints", name, len(cluster.endpoints))
-
-    def done(self) -> Awaitable[None]:
-        """mitmproxy ends, or reloads this script: give back all that is held. Not `async def`, as above."""
-        return asyncio.ensure_future(self._stop())
-
-    async def _stop(self) -> None:
+    def _finish_all(self) -> None:
         for flow_id in list(self._exchanges):
             self._finish(flow_id, Ending.ABANDONED)
-        if ctx.master.should_exit.is_set():
-            await connections.close_all()
-        runtime, self._runtime = self._runtime, None
-        self.failover.use(None)
-        if runtime is not None:
-            await runtime.close()
-
-    # -- life of a request ------------------------------------------------------------------------
 
     def client_connected(self, client: connection.Client) -> None:
         """Serve reverse mode only: mitmproxy opens its default, an open proxy, until the script is loaded."""
@@ -166,6 +77,8 @@ class AiLb:
     async def _place(self, flow: http.HTTPFlow) -> None:
         if (runtime := self._runtime) is None:
             raise InternalError("The load balancer is not configured.")
+        if self._draining:
+            raise Draining("The load balancer is shutting down.")
         balancer = runtime.balancer
         started = balancer.clock()
         runtime.retry_budget.requested()
@@ -201,6 +114,8 @@ class AiLb:
         reply = error_reply(error, api_of(flow.request.path.partition("?")[0]))
         body = b"" if flow.request.method == "HEAD" else reply.body
         flow.response = http.Response.make(reply.status, body, reply.headers)
+        if self._draining:
+            flow.response.headers["connection"] = "close"
         flow.metadata[METADATA] = record.refused(error, host=asked_host(flow))
         flow.comment = record.line(flow.metadata[METADATA])
         if self._runtime:
@@ -261,18 +176,6 @@ class AiLb:
             logger.exception("ai-lb: fault in a hook")
             if self._runtime:
                 self._runtime.stats.hook_failed()
-
-    # -- commands ---------------------------------------------------------------------------------
-
-    @command.command("ai_lb.in_flight")
-    def in_flight(self) -> Sequence[str]:
-        """Requests in flight, one line for each endpoint."""
-        counts = self._runtime.in_flight() if self._runtime else {}
-        return [
-            f"{cluster}/{endpoint}: {count}"
-            for cluster, endpoints in counts.items()
-            for endpoint, count in endpoints.items()
-        ]
 
 
 _ai_lb = AiLb()

@@ -6,7 +6,7 @@ they work.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from mitmproxy import connection
@@ -90,18 +90,24 @@ class FailoverHooks:
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Time the connection. Nothing may be awaited here: mitmproxy would forget the flow."""
         self._timeouts.server_connect(data)
+        for exchange in self._at(data):
+            endpoint = exchange.placement.endpoint
+            if endpoint.scheme == "https":
+                data.server.sni = endpoint.server_name or endpoint.host  # not what the client called us
+
+    def _at(self, data: ServerConnectionHookData) -> Iterator[Exchange]:
+        """The exchanges that the connection is for."""
+        for exchange in self._exchanges.values():
+            endpoint = exchange.placement.endpoint
+            is_its = exchange.flow.client_conn is data.client
+            if is_its and (endpoint.host, endpoint.port) == data.server.address:
+                yield exchange
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """It stands; tell the health of the endpoint."""
         self._timeouts.server_connected(data)
-        if self._balancer is None:
-            return
-        for exchange in self._exchanges.values():
-            endpoint = exchange.placement.endpoint
-            if (
-                exchange.flow.client_conn is data.client
-                and (endpoint.host, endpoint.port) == data.server.address
-            ):
+        if self._balancer is not None:
+            for exchange in self._at(data):
                 self._balancer.connected(exchange.placement)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:

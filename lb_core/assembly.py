@@ -2,16 +2,18 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from lb_core.cluster import Cluster
-from lb_core.config import ClusterConfig, Config, PolicyConfig
+from lb_core.config import ClusterConfig, Config, PolicyConfig, load_endpoints
+from lb_core.discovery import Discovery, EndpointList, EndpointsFile, resolve
 from lb_core.engines.board import Board
 from lb_core.engines.scraper import Target
 from lb_core.engines.watch import Change as EngineChange
 from lb_core.errors import ConfigError, Problem
-from lb_core.health import Change, Health
+from lb_core.health import Change, Checker, Health
 from lb_core.policies import POLICIES, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.policies.endpoint_metrics import EndpointMetrics
@@ -25,7 +27,9 @@ from lb_core.stores.base import Store
 from lb_core.stores.ledger import COUNTS, key
 from lb_core.stores.link import Link, Links
 from lb_core.stores.memory import MemoryStore
+from lb_core.stores.probes import RedisProbes
 from lb_core.stores.redis import RedisStore
+from lb_core.types import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -54,34 +58,34 @@ class Assembly:
         self._shared[cluster] = shared
         return cluster
 
-    def update(self, cluster: Cluster, config: ClusterConfig) -> None:
-        """Bring a cluster up to its configuration."""
-        if cluster.endpoints != config.endpoints:
-            cluster.members(config.endpoints)
+    def update(self, cluster: Cluster, config: ClusterConfig, endpoints: tuple[Endpoint, ...]) -> None:
+        """Bring a cluster up to its configuration and to the endpoints that it has now."""
+        if cluster.endpoints != endpoints:
+            cluster.members(endpoints)
         if cluster.health.config != config.health:
             cluster.health.configure(config.health)
         cluster.balance = POLICIES[config.balance]()
 
     def targets(self, config: Config, uses: Iterable[tuple[Cluster, Policy | None]]) -> list[Target]:
         """The pages of the clusters on which a policy is used that looks at them."""
-        wanted: dict[str, set[str]] = {}
+        wanted: dict[Cluster, set[str]] = {}
         for cluster, policy in uses:
             if policy is not None and "metrics" in policy.signals:
-                names = wanted.setdefault(cluster.name, set())
+                names = wanted.setdefault(cluster, set())
                 if isinstance(policy, EndpointMetrics) and policy.target_metric:
                     names.add(policy.target_metric)
         return [
             Target(
                 endpoint.name,
-                f"{endpoint.scheme}://{endpoint.authority}{settings.path}",
+                f"{endpoint.origin}{settings.path}",
                 headers=settings.headers,
                 interval_s=settings.scrape_interval_s,
                 dialect=settings.dialect,
                 metrics=tuple(sorted(names)),
             )
-            for cluster_name, names in wanted.items()
-            for settings in (config.clusters[cluster_name].metrics,)
-            for endpoint in config.clusters[cluster_name].endpoints
+            for cluster, names in wanted.items()
+            for settings in (config.clusters[cluster.name].metrics,)
+            for endpoint in cluster.endpoints
         ]
 
     def _new(self, config: ClusterConfig, shared: PolicyConfig | None, link: Link | None) -> Cluster:
@@ -107,6 +111,7 @@ class Assembly:
             clock=self._clock,
             dice=random.random,
             on_change=partial(self._health_changed, name),
+            gate=RedisProbes(link, name, secrets.token_hex(8)) if link is not None else None,
         )
         board = Board(clock=self._clock, stale_after_s=config.metrics.stale_after_s)
         cluster = Cluster(
@@ -120,6 +125,35 @@ class Assembly:
         )
         board.on_change = partial(_engine_changed, cluster)
         return cluster
+
+    def checker(self, cluster: Cluster) -> Checker | None:
+        """The active checks of a cluster, None if it has none."""
+        checks = cluster.health.config.checks
+        if checks is None:
+            return None
+        return Checker(checks, lambda: cluster.endpoints, cluster.health.checked, dice=random.random)
+
+    def discovery(
+        self,
+        config: ClusterConfig,
+        hosts: Mapping[str, str],
+        on_members: Callable[[str, tuple[Endpoint, ...]], None],
+        after: Discovery | None,
+    ) -> Discovery | None:
+        """What follows the endpoints that the configuration does not name; None if it names all."""
+        if not config.dns and config.endpoints_file is None:
+            return None
+        file = None
+        if config.endpoints_file is not None:
+            file = EndpointsFile(
+                config.endpoints_file, lambda path: EndpointList(load_endpoints(path, config.name))
+            )
+
+        async def resolve_named(host: str) -> tuple[str, ...]:
+            return await resolve(hosts.get(host, host))
+
+        listed = EndpointList(config.endpoints, config.dns)
+        return Discovery(config.name, listed, on_members, file=file, after=after, resolve=resolve_named)
 
     def _link(self, cluster: str, policy: PolicyConfig | None, source: str) -> Link | None:
         if policy is None or policy.redis is None:

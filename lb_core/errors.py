@@ -93,6 +93,14 @@ class NoEndpoint(RouteError):
     usual_retry_after_s = 1
 
 
+class Draining(RouteError):
+    """The balancer is about to end and takes no more requests."""
+
+    status = 503
+    code = "draining"
+    usual_retry_after_s = 1
+
+
 class Saturated(RouteError):
     """Every candidate is at its in-flight limit."""
 

@@ -12,6 +12,7 @@ from lb_core.assembly import Assembly
 from lb_core.balancer import Balancer, Match, Route, ServiceGroup
 from lb_core.cluster import Cluster
 from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
+from lb_core.discovery import Discovery
 from lb_core.engines.model import Scrape
 from lb_core.engines.scraper import Scraper
 from lb_core.errors import ConfigError, Problem
@@ -22,6 +23,7 @@ from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
 from lb_core.stores.redis import RedisStore
 from lb_core.tasks import spawn
+from lb_core.types import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ class Runtime:
         self._scraper = Scraper(self._scraped, clock=clock)
         self._scraping = False
         self._retired: list[Cluster] = []
+        self._discoveries: dict[str, Discovery] = {}
+        self._abandoned: list[Discovery] = []
+        self._checks: list[asyncio.Task[None]] = []
         self._groups: dict[ClusterMetrics, ServiceGroup] = {}
         self._policy_name = ""
         self._stop_metrics: Callable[[], None] | None = None
@@ -60,8 +65,26 @@ class Runtime:
         Raises ConfigError, and changes nothing then.
         """
         self._take(config)
+        self._start_parts()
+        self._aim()
+
+    def _start_parts(self) -> None:
+        """Start what the clusters need that has not been started yet, and stop what is of no use any more."""
         for cluster in self.clusters.values():
-            _start_store(cluster)
+            if isinstance(cluster.store, RedisStore):
+                cluster.store.start()
+        for task in self._checks:
+            task.cancel()
+        checkers = [self._assembly.checker(cluster) for cluster in self.clusters.values()]
+        self._checks = [spawn(checker.run(), name="checks") for checker in checkers if checker is not None]
+        for discovery in self._discoveries.values():
+            discovery.start()
+        abandoned, self._abandoned = self._abandoned, []
+        for discovery in abandoned:
+            spawn(discovery.stop(), name="end of a discovery")
+
+    def _members_changed(self, cluster: str, endpoints: tuple[Endpoint, ...]) -> None:
+        self.clusters[cluster].members(endpoints)
         self._aim()
 
     def _take(self, config: Config) -> None:
@@ -71,8 +94,18 @@ class Runtime:
         }
         # From here on nothing fails.
         self._retired += [old for name, old in self.clusters.items() if clusters.get(name) is not old]
+        found = {
+            name: self._assembly.discovery(
+                settings, config.hosts, self._members_changed, self._discoveries.get(name)
+            )
+            for name, settings in config.clusters.items()
+        }
         for name, cluster in clusters.items():
-            self._assembly.update(cluster, config.clusters[name])
+            discovery, settings = found[name], config.clusters[name]
+            endpoints = discovery.members if discovery is not None else settings.endpoints
+            self._assembly.update(cluster, settings, endpoints)
+        self._abandoned += self._discoveries.values()
+        self._discoveries = {name: discovery for name, discovery in found.items() if discovery is not None}
         self.config = config
         self.settings = {route.name: route for route in config.routes}
         self.clusters = clusters
@@ -85,8 +118,7 @@ class Runtime:
 
         Raises OSError when the metrics address cannot be had.
         """
-        for cluster in self.clusters.values():
-            _start_store(cluster)
+        self._start_parts()
         if (listen := self.config.metrics_listen) is not None:
             server, thread = start_http_server(listen.port, listen.host, registry=self.stats.registry)
 
@@ -98,13 +130,19 @@ class Runtime:
             self._stop_metrics = stop
         self._ticker = spawn(self._tick(), name="housekeeping")
         self._aim()
-        await self._assembly.links.settled()
+        await asyncio.gather(
+            self._assembly.links.settled(), *(each.settled() for each in self._discoveries.values())
+        )
         return self
 
     async def close(self) -> None:
         """Give back everything that is held and stop what runs."""
         if self._ticker is not None:
             self._ticker.cancel()
+        for task in self._checks:
+            task.cancel()
+        for discovery in self._discoveries.values():
+            await discovery.stop()
         if self._scraping:
             await asyncio.to_thread(self._scraper.stop)
         for cluster in (*self.clusters.values(), *self._retired):
@@ -127,6 +165,14 @@ class Runtime:
             }
             for name, cluster in self.clusters.items()
         }
+
+    def drain(self, endpoint: str, *, drained: bool) -> None:
+        """Give an endpoint no more requests, or some again. Raises KeyError for an unknown name."""
+        for cluster in self.clusters.values():
+            if any(member.name == endpoint for member in cluster.endpoints):
+                (cluster.health.drain if drained else cluster.health.undrain)(endpoint)
+                return
+        raise KeyError(endpoint)
 
     def use_policy(self, name: str) -> None:
         """Change the policy of the routes that have none of their own, from the next request on.
@@ -198,11 +244,6 @@ class Runtime:
                 self._retired.remove(cluster)
                 if all(cluster is not now for now in self.clusters.values()):
                     await cluster.close()
-
-
-def _start_store(cluster: Cluster) -> None:
-    if isinstance(cluster.store, RedisStore):
-        cluster.store.start()
 
 
 def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:

@@ -25,11 +25,20 @@ class Endpoint:
     """The most requests it may have in flight over all balancers; None is no limit."""
     models: tuple[str, ...] = ()
     """Globs of the model names it serves; empty serves all."""
+    server_name: str | None = None
+    """What Host and TLS say in place of `host`, where that is one of a name's addresses."""
+
+    @property
+    def origin(self) -> str:
+        """Its URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def authority(self) -> str:
         """What a Host header to it says: the port is left out where the scheme implies it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        name = self.server_name or self.host
+        host = f"[{name}]" if ":" in name else name
         return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
 
 

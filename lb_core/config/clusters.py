@@ -74,8 +74,8 @@ def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, Clus
         health = read_health(cluster, at, report)
         metrics = read_metrics(cluster, at, report)
         if keys is not None:
-            file = keys.endpoints_file and FilePath(report.source).parent / keys.endpoints_file
-            clusters[name] = ClusterConfig(name, endpoints, keys.balance, health, metrics, dns, file or None)
+            file = FilePath(report.source).parent / keys.endpoints_file if keys.endpoints_file else None
+            clusters[name] = ClusterConfig(name, endpoints, keys.balance, health, metrics, dns, file)
     return clusters
 
 

@@ -68,8 +68,9 @@ class Checker:
 
     async def _ask(self, endpoint: Endpoint) -> bool:
         tls = (self._tls or True) if endpoint.scheme == "https" else None
+        name = (endpoint.server_name or endpoint.host) if tls else None
         reader, writer = await asyncio.open_connection(
-            endpoint.host, endpoint.port, ssl=tls, limit=_LONGEST_LINE
+            endpoint.host, endpoint.port, ssl=tls, server_hostname=name, limit=_LONGEST_LINE
         )
         try:
             if not self._config.path:

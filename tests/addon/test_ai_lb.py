@@ -331,3 +331,25 @@ async def test_the_decision_is_a_content_view(tmp_path: Path) -> None:
         assert "endpoint: scripted" in shown.text
         assert "secret words" not in shown.text
         assert contentviews.prettify_message(flow.request, flow).view_name != "AI routing"
+
+
+async def test_endpoints_are_drained_and_undrained_by_command(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as first, ScriptedEngine(engines.answer) as second:
+        config = {
+            "clusters": {
+                "c": {"endpoints": [{**first.endpoint, "name": "a"}, {**second.endpoint, "name": "b"}]}
+            },
+            "expose_decision": True,
+        }
+        async with Proxy(tmp_path, config) as proxy:
+            call = proxy.master.commands.call
+            call("ai_lb.drain", "a")
+            for _ in range(4):
+                head, _ = await send(proxy, b"{}")
+                assert b"x-ai-lb-endpoint: b" in head
+            call("ai_lb.undrain", "a")
+            call("ai_lb.drain", "b")
+            head, _ = await send(proxy, b"{}")
+            assert b"x-ai-lb-endpoint: a" in head
+            with pytest.raises(exceptions.CommandError, match="there is no endpoint nobody"):
+                call("ai_lb.drain", "nobody")

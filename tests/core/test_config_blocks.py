@@ -337,8 +337,8 @@ RETRY_KEYS = (
         ("retry: {on_statuses: [all]}", ".on_statuses[0]: expected a whole number, got 'all'"),
         ("timeouts: 30", ": expected a mapping, got a number"),
         (
-            "timeouts: {idle_stream: 3}",
-            ".idle_stream: unknown key; did you mean 'stream_idle'? valid keys: stream_idle, ttft_timeout",
+            "timeouts: {stream_idle_s: 3}",
+            ".stream_idle_s: unknown key; did you mean 'stream_idle'? valid keys: stream_idle, ttft_timeout",
         ),
         ("timeouts: {stream_idle: }", ".stream_idle: expected seconds or off, got nothing"),
         ("timeouts: {stream_idle: on}", ".stream_idle: expected seconds or off, got on"),

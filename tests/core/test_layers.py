@@ -14,7 +14,8 @@ LAYERS = [
     {"policies", "stores", "health"},
     {"prefix"},
     {"config", "cluster"},
-    {"balancer", "assembly", "watch", "discovery"},
+    {"balancer", "watch", "discovery"},
+    {"assembly"},
     {"runtime"},
 ]
 

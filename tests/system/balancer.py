@@ -54,14 +54,14 @@ class Balancer:
         self.metrics_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"balancer-{self.port}.log"
-        path = folder / f"ai_lb-{self.port}.yaml"
+        self.config_path = folder / f"ai_lb-{self.port}.yaml"
         listening = {"listen": f"127.0.0.1:{self.port}", "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
-        path.write_text(yaml.safe_dump({**listening, **config}))
+        self.config_path.write_text(yaml.safe_dump({**listening, **config}))
         confdir = folder.parent / "mitmproxy"
         self.command = [
             str(BIN / program),
             *("-s", str(ADDON)),
-            *("--set", f"ai_lb_config={path}"),
+            *("--set", f"ai_lb_config={self.config_path}"),
             *("--set", f"confdir={confdir}"),
             *arguments,
         ]

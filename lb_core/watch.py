@@ -1,0 +1,300 @@
+"""Follows what changes outside: the content of a file, the addresses of a DNS name.
+
+Files are polled: inotify sees neither NFS nor the symlinks that Kubernetes swaps, and half a second is soon
+enough. Whatever touches the disk, and `load`, runs in threads.
+"""
+
+import asyncio
+import errno
+import logging
+import math
+import os
+import random
+import stat
+import time
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Self
+
+from lb_core.errors import ConfigError, Problem
+from lb_core.tasks import spawn
+
+INTERVAL_S = 0.5
+MISSING_S = 2.0
+"""How long a file may be away: some tools delete and write anew instead of renaming over."""
+
+SETTLE_S = 1.0
+"""A file that never stands still is read after so long all the same, to be live within 2 s of its change."""
+
+_JITTER = 0.2
+_LOOKED_AT = 4_000_000
+"""Bytes that tell contents apart. Configurations have at most a million; longer ones are all bad."""
+
+logger = logging.getLogger(__name__)
+
+type Resolve = Callable[[str], Awaitable[Collection[str]]]
+"""Host name → its IP addresses; empty where it is known to have none. Raises OSError where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Differs when a file was written, replaced, or made readable, or a symlink on its path was swapped."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The stamp of the file that `path` leads to. Raises OSError where there is no regular file."""
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would hang whoever opens it
+            raise OSError(errno.EINVAL, "not a regular file")
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading[T]:
+    """What a file held. `steady` is False when it has changed meanwhile."""
+
+    steady: bool
+    digest: bytes
+    loaded: T | ConfigError | None
+    """None where the digest was known already."""
+
+
+class FileWatch[T]:
+    """Calls `on_good` with what `load` makes of the file at `path`, each time that its content has changed.
+
+    A content for which `load` or `on_good` raises ConfigError goes to `on_bad`, once, as does a file that
+    is away or cannot be read for longer than `missing_s`; the good content after it is told even if it is the
+    one from before. Both are called on the event loop, never at the same time, and not after `stop`.
+    Any other error but OSError from `load` is a fault of the program: it is logged and the watch ends.
+
+    A change counts when the file has stood still for one interval, because half a YAML list is a valid list.
+    So it is live after two intervals and the time of `load`, or SETTLE_S later if writing does not end.
+
+    `loaded` is the stamp of the content that is in use already, taken before that was read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        load: Callable[[Path], T],
+        on_good: Callable[[T], None],
+        on_bad: Callable[[ConfigError], None],
+        *,
+        loaded: Stamp | None = None,
+        interval_s: float = INTERVAL_S,
+        missing_s: float = MISSING_S,
+        settle_s: float = SETTLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._load = load
+        self._on_good = on_good
+        self._on_bad = on_bad
+        self._interval_s = interval_s
+        self._missing_s = missing_s
+        self._settle_s = settle_s
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._loaded = loaded
+        self._digest: bytes | None = None  # of the last content that was told, good or bad
+        self._changed: Stamp | None = None
+        """Of a change that has still to settle, begun at `_changed_at`."""
+        self._changed_at = 0.0
+        self._missing_at: float | None = None
+        """Since when; infinity once that was told."""
+
+    def start(self) -> None:
+        """Begin to watch; does nothing the second time. Needs a running event loop."""
+        if self._task is None:
+            self._task = spawn(self._run(), name=f"watch of {self._path}")
+
+    async def stop(self) -> None:
+        """Watch no more. A `load` under way ends in its thread, and nobody hears of it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def reload_now(self) -> None:
+        """Read the file at once, and tell what it holds even if that is known or the file is away."""
+        self._wanted.set()
+
+    async def _run(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._wanted.wait()
+            forced = self._wanted.is_set()
+            self._wanted.clear()
+            try:
+                loaded = await self._look(forced=forced)
+            except OSError as error:
+                self._away(error, forced=forced)
+            else:
+                self._tell(loaded)
+
+    async def _look(self, *, forced: bool) -> T | ConfigError | None:
+        """What there is to tell, if anything. Raises OSError where the file is away or cannot be read."""
+        stamp = await asyncio.to_thread(Stamp.of, self._path)
+        if stamp == self._loaded and not forced:
+            self._changed = self._missing_at = None
+            return None
+        settled = stamp == self._changed
+        now = self._clock()
+        self._changed_at = now if self._changed is None else self._changed_at
+        self._changed = stamp
+        hurry = forced or now - self._changed_at >= self._settle_s
+        if not settled and not hurry:
+            return None
+        reading = await asyncio.to_thread(self._read, stamp, None if forced else self._digest)
+        if not reading.steady and not forced and (not hurry or isinstance(reading.loaded, ConfigError)):
+            return None  # it is being written; what is bad now may be half of something good
+        self._changed = self._missing_at = None
+        # Read in a hurry, it may change once more within the same tick of the file system's clock.
+        self._loaded = stamp if settled and reading.steady else None
+        self._digest = reading.digest
+        return reading.loaded
+
+    def _tell(self, loaded: T | ConfigError | None) -> None:
+        if isinstance(loaded, ConfigError):
+            self._on_bad(loaded)
+        elif loaded is not None:
+            try:
+                self._on_good(loaded)
+            except ConfigError as error:
+                self._on_bad(error)
+
+    def _read(self, stamp: Stamp, known: bytes | None) -> _Reading[T]:
+        """Runs in a thread. Raises OSError where nothing can be read."""
+        with self._path.open("rb") as file:
+            digest = blake2b(file.read(_LOOKED_AT) + str(stamp.size).encode(), digest_size=16).digest()
+        loaded: T | ConfigError | None = None
+        if digest != known:
+            try:
+                loaded = self._load(self._path)
+            except ConfigError as error:
+                loaded = error
+        return _Reading(Stamp.of(self._path) == stamp, digest, loaded)
+
+    def _away(self, error: OSError, *, forced: bool) -> None:
+        now = self._clock()
+        self._changed = None
+        self._missing_at = now if self._missing_at is None else self._missing_at
+        if forced or now - self._missing_at > self._missing_s:
+            self._missing_at = math.inf
+            self._loaded = self._digest = None  # so that its return is told
+            why = error.strerror or os.strerror(error.errno or errno.EIO)
+            self._on_bad(ConfigError(str(self._path), (Problem("", f"cannot be read: {why}"),)))
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How often and how long a name is asked for, in seconds."""
+
+    interval_s: float = 5.0
+    """Give or take a fifth, so that balancers do not ask in step."""
+    timeout_s: float = 2.0
+    """After that a question counts as failed, though its answer is still welcome."""
+    empty_s: float = 30.0
+    """A name loses its addresses when it has had none for so long. Failed questions do not count."""
+
+
+USUAL_ASKING = Asking()
+
+
+class NameWatch:
+    """Calls `on_change` with a name and its addresses, sorted, whenever they differ from `addresses`.
+
+    While it cannot be resolved its addresses stay for as long as that lasts: a resolver in trouble says
+    nothing about the engines. That it has none is believed after `empty_s` without another answer, because
+    controllers and caches lose names for moments. Either is logged when it begins and when it ends.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        resolve: Resolve,
+        on_change: Callable[[str, tuple[str, ...]], None],
+        *,
+        addresses: tuple[str, ...] = (),
+        asking: Asking = USUAL_ASKING,
+        clock: Callable[[], float] = time.monotonic,
+        dice: Callable[[], float] = random.random,
+    ) -> None:
+        self.asked = asyncio.Event()
+        """Set when the first question was answered or has failed."""
+        self._host = host
+        self._resolve = resolve
+        self._on_change = on_change
+        self._addresses = addresses
+        self._asking = asking
+        self._clock = clock
+        self._dice = dice
+        self._task: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Future[Collection[str]] | None = None
+        self._empty_at: float | None = None
+        self._in_trouble = False
+
+    def start(self) -> None:
+        """Begin to ask; does nothing the second time. Needs a running event loop."""
+        if self._task is None:
+            self._task = spawn(self._run(), name=f"watch of the DNS name {self._host}")
+
+    def stop(self) -> None:
+        """Ask no more; `on_change` is not called again."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._ask()
+                self.asked.set()
+                await asyncio.sleep(self._asking.interval_s * (1 + _JITTER * (2 * self._dice() - 1)))
+        finally:
+            if self._lookup is not None:
+                self._lookup.cancel()
+
+    async def _ask(self) -> None:
+        """A question that hangs is not put again: its answer counts when it comes, and nothing piles up."""
+        if self._lookup is None:
+            self._lookup = asyncio.ensure_future(self._resolve(self._host))
+        await asyncio.wait({self._lookup}, timeout=self._asking.timeout_s)
+        if not self._lookup.done():
+            self._trouble("does not resolve in time; its last addresses stay in use")
+            return
+        lookup, self._lookup = self._lookup, None
+        try:
+            found = tuple(sorted(set(lookup.result())))
+        except OSError as error:
+            why = error.strerror or error
+            self._trouble(f"cannot be resolved ({why}); its last addresses stay in use")
+            return
+        if found:
+            self._empty_at = None
+            if self._in_trouble:
+                self._in_trouble = False
+                logger.info("The DNS name %s resolves again.", self._host)
+        else:
+            self._trouble(f"has no address; its last ones are in use for {self._asking.empty_s:g} s at most")
+            now = self._clock()
+            self._empty_at = now if self._empty_at is None else self._empty_at
+            if now - self._empty_at < self._asking.empty_s:
+                return
+        if found != self._addresses:
+            self._addresses = found
+            self._on_change(self._host, found)
+
+    def _trouble(self, what: str) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            logger.warning("The DNS name %s %s.", self._host, what)

@@ -1,0 +1,165 @@
+"""The configuration changes and the balancer ends while requests are in flight."""
+
+import asyncio
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from tests.system.balancer import Balancer, Engines
+from tests.system.load import Load, eventually
+
+
+def config(engines: Engines, names: list[str], **more: Any) -> dict[str, Any]:
+    return {
+        "clusters": {"engines": {"endpoints": [e for e in engines.endpoints() if e["name"] in names]}},
+        "lb_policy": "global_least_request",
+        **more,
+    }
+
+
+def complaints(balancer: Balancer) -> int:
+    """Lines about bad files so far."""
+    return balancer.log().count("the configuration stays as it was")
+
+
+def rewrite(balancer: Balancer, settings: dict[str, Any] | str) -> None:
+    """Put another file in the place of the configuration, by renaming it over, as editors do."""
+    if isinstance(settings, dict):
+        kept = yaml.safe_load(balancer.config_path.read_text())
+        settings = yaml.safe_dump({key: kept[key] for key in ("listen", "metrics_listen")} | settings)
+    new = balancer.config_path.with_suffix(".new")
+    new.write_text(settings)
+    new.rename(balancer.config_path)
+
+
+async def test_a_good_file_is_live_within_two_seconds_and_cuts_nothing(tmp_path: Path) -> None:
+    slow = ("--tpot", "0.1", "--ttft", "0.05", "--max-num-seqs", "200")
+    with Engines(3, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1", "sim-2"])) as balancer:
+        async with Load([balancer], per_s=20, tokens=30) as load:
+            await asyncio.sleep(1)
+            rewrite(balancer, config(engines, ["sim-2", "sim-3"]))
+            began = time.monotonic()
+            await eventually(lambda: engines.truth()["sim-3"]["total"] > 0, within_s=2, what="sim-3 is used")
+            seen = engines.truth()["sim-1"]["total"]
+            assert engines.truth()["sim-1"]["open"] > 0, "streams go on where they are"
+            assert time.monotonic() - began < 2.5
+            await asyncio.sleep(1)
+            assert engines.truth()["sim-1"]["total"] <= seen + 1
+            await load.drain(within_s=30)
+        assert set(load.results) == {"ok"}, load.results
+        await eventually(lambda: balancer.in_flight() == 0, within_s=2, what="nothing is in flight")
+        assert balancer.log().count("the configuration was reloaded") == 1
+
+
+async def test_a_bad_file_changes_nothing_and_says_why_once(tmp_path: Path) -> None:
+    with Engines(2) as engines, Balancer(tmp_path, config(engines, ["sim-1", "sim-2"])) as balancer:
+        async with Load([balancer], per_s=30, tokens=3) as load:
+            await asyncio.sleep(0.5)
+            for bad in (
+                "clusters: [",
+                "clusters: {engines: {endpoints: []}}\nrouts: []\n",
+                "!!python/object:x {}\n",
+            ):
+                rewrite(balancer, bad)
+                await eventually(
+                    lambda: "the configuration stays as it was" in balancer.log(),
+                    within_s=3,
+                    what="it is told",
+                )
+            await asyncio.sleep(2)
+            await load.drain(within_s=20)
+        assert set(load.results) == {"ok"}, load.results
+        assert complaints(balancer) <= 6, "each once"
+
+
+async def test_sigterm_with_100_streams_cuts_none(tmp_path: Path) -> None:
+    slow = ("--tpot", "0.2", "--ttft", "0.05", "--max-num-seqs", "200")
+    with Engines(2, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1", "sim-2"])) as balancer:
+        async with Load([balancer], per_s=200, tokens=20) as load:
+            await eventually(
+                lambda: sum(engine["open"] for engine in engines.truth().values()) >= 100,
+                within_s=10,
+                what="100 streams run",
+            )
+            load.rest()
+            await asyncio.sleep(0.2)
+            assert balancer.process is not None
+            balancer.process.send_signal(signal.SIGTERM)
+            await load.drain(within_s=30)
+            assert load.results["ok"] >= 100
+            assert set(load.results) == {"ok"}, load.results
+            assert await asyncio.to_thread(balancer.process.wait, 10) == 0
+        assert "Traceback" not in balancer.log()
+
+
+async def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:
+    slow = ("--tpot", "0.2", "--ttft", "0.05")
+    with Engines(1, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1"])) as balancer:
+        async with Load([balancer], per_s=50, tokens=200) as load:
+            await eventually(lambda: engines.truth()["sim-1"]["open"] > 3, within_s=10, what="streams run")
+            load.rest()
+            assert balancer.process is not None
+            balancer.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(1)
+            assert balancer.process.poll() is None
+            balancer.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(balancer.process.wait, 6) == 0
+            await load.drain(within_s=10)
+        assert set(load.results) == {"cut"}, load.results
+
+
+async def test_a_drain_ends_after_its_time_out(tmp_path: Path) -> None:
+    slow = ("--tpot", "0.2", "--ttft", "0.05")
+    settings = {"drain_timeout": 1}
+    with Engines(1, *slow) as engines:
+        with Balancer(tmp_path, config(engines, ["sim-1"], **settings)) as balancer:
+            async with Load([balancer], per_s=50, tokens=200) as load:
+                await eventually(
+                    lambda: engines.truth()["sim-1"]["open"] > 3, within_s=10, what="streams run"
+                )
+                load.rest()
+                assert balancer.process is not None
+                balancer.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(balancer.process.wait, 8) == 0
+                await load.drain(within_s=10)
+        await eventually(lambda: engines.truth()["sim-1"]["open"] == 0, within_s=2, what="nothing is open")
+
+
+async def test_members_come_and_go_with_an_endpoints_file(tmp_path: Path) -> None:
+    listed = tmp_path / "engines.yaml"
+    slow = ("--tpot", "0.05", "--ttft", "0.01", "--max-num-seqs", "200")
+    with Engines(2, *slow) as engines:
+        first, second = engines.endpoints()
+        listed.write_text(yaml.safe_dump([first]))
+        settings = {"clusters": {"engines": {"endpoints_file": "engines.yaml"}}}
+        with Balancer(tmp_path, settings) as balancer:
+            async with Load([balancer], per_s=20, tokens=20) as load:
+                await asyncio.sleep(1)
+                assert engines.truth()["sim-2"]["total"] == 0
+                listed.write_text(yaml.safe_dump([second]))
+                await eventually(
+                    lambda: engines.truth()["sim-2"]["total"] > 3, within_s=3, what="the new one is used"
+                )
+                seen = engines.truth()["sim-1"]["total"]
+                await asyncio.sleep(0.5)
+                assert engines.truth()["sim-1"]["total"] == seen
+                await load.drain(within_s=20)
+            assert set(load.results) == {"ok"}, load.results
+
+
+async def test_a_dns_name_is_its_addresses(tmp_path: Path) -> None:
+    with Engines(1) as engines:
+        url = f"dns+http://localhost:{engines.ports[0]}"
+        settings = {
+            "clusters": {"engines": {"endpoints": [{"url": url, "name": "engine"}]}},
+            "expose_decision": True,
+        }
+        with Balancer(tmp_path, settings) as balancer, httpx.Client(timeout=10) as client:
+            answer = client.get(balancer.url + "/v1/models")
+            assert answer.status_code == 200
+            assert re.fullmatch(r"engine-[0-9a-f]{6}", answer.headers["x-ai-lb-endpoint"])
