@@ -255,7 +255,7 @@ async def test_a_wrong_option_is_refused_while_running_and_changes_nothing(
         assert "\n" not in str(caught.value)
         assert getattr(proxy.master.options, option) == before
         # mitmproxy opens a listener of the refused mode for a moment; whom it accepts is turned away.
-        heads = []
+        heads: list[bytes] = []
         while not heads or (heads[-1] == b"" and len(heads) < 100):
             with contextlib.suppress(OSError):
                 heads.append((await send(proxy, b"{}"))[0])

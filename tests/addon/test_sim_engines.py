@@ -503,7 +503,7 @@ def free_port() -> int:
 async def test_the_addon_serves_its_ports_and_frees_them_for_the_next_generation() -> None:
     ports = [free_port(), free_port()]
     first, second = SimEngines(), SimEngines()
-    with taddons.context(first) as context:  # type: ignore[no-untyped-call]
+    with taddons.context(first) as context:
         with pytest.raises(exceptions.OptionsError, match="not a port"):
             context.configure(first, sim_engines_ports="nonsense")
         context.configure(first, sim_engines_ports=f"{ports[0]}")

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb_core.discovery import Discovery, DnsEndpoints, EndpointList, EndpointsFile, members, resolve
+from lb_core.config import DnsEndpoints
+from lb_core.discovery import Discovery, EndpointList, EndpointsFile, members, resolve
 from lb_core.errors import ConfigError, Problem
 from lb_core.types import Endpoint
 from lb_core.watch import Asking

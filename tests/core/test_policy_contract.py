@@ -1,18 +1,20 @@
 """What every registered policy promises, and what each one does."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb_core.policies import POLICIES
+from lb_core.policies import POLICIES, Policy
 from lb_core.policies.consistent_hash import ConsistentHash
 from lb_core.policies.least_request import GlobalLeastRequest
 from lb_core.policies.random import Random
 from lb_core.policies.round_robin import RoundRobin
 from lb_core.stores.placement import place
+from lb_core.types import Endpoint
 from tests.core.build import endpoint, endpoints, request, snapshot
 
 NAMES = sorted(POLICIES)
@@ -65,12 +67,12 @@ def test_a_full_favourite_gives_way_to_one_with_room(name: str) -> None:
         assert placed[1].endpoint is members[0]
 
 
-def favourites(policy: object, members: list[object], number: int) -> Counter[str]:
+def favourites(policy: Policy, members: Sequence[Endpoint], number: int) -> Counter[str]:
     """How often each member comes first in `number` decisions with nothing in flight."""
     counted: Counter[str] = Counter()
     for turn in range(number):
         asked = request(number=turn, tie=turn * 0.6180339887 % 1, session=f"user-{turn}")
-        decision = policy.decide(asked, snapshot(*members, sequence=turn))  # type: ignore[attr-defined, arg-type]
+        decision = policy.decide(asked, snapshot(*members, sequence=turn))
         placed = place(decision, {}, asked.tie)
         assert placed is not None
         counted[placed[1].endpoint.name] += 1

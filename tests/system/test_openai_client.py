@@ -222,7 +222,7 @@ def test_errors_of_the_balancer_come_in_the_form_that_clients_parse(
 
 
 async def test_the_client_raises_its_own_errors(tmp_path: Path, engines: Engines) -> None:
-    settings = {"clusters": {"none": {"endpoints": []}}}
+    settings: dict[str, Any] = {"clusters": {"none": {"endpoints": []}}}
     with Balancer(tmp_path, settings) as balancer:
         async with AsyncOpenAI(base_url=balancer.url + "/v1", api_key="k", max_retries=0) as client:
             with pytest.raises(openai.InternalServerError) as caught:
