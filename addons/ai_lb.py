@@ -166,6 +166,8 @@ class AiLb(Lifecycle):
         with self._guard():
             outcome = exchange.ended(ending)
         self._runtime.balancer.finish(exchange.placement, outcome)
+        if self._verbose and self._runtime.logs_details(exchange.placement.route):
+            logger.debug("ai-lb: %s", exchange.flow.comment)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ class Lifecycle(ABC):
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
         self._draining = False
+        self._verbose = False
         self._configured = False
         self._path = DEFAULT_CONFIG
         self._stamp: Stamp | None = None
@@ -64,6 +65,8 @@ class Lifecycle(ABC):
 
     def configure(self, updated: set[str]) -> None:
         """Take the options: at the start all of them, later the changed ones."""
+        if "termlog_verbosity" in updated:
+            self._verbose = ctx.options.termlog_verbosity == "debug"
         if not self._configured:
             self._configured = True
             self._first_configure()

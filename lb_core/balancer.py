@@ -229,6 +229,7 @@ class Balancer:
             lease,
             in_flight,
             started,
+            metrics=snapshot.metrics,
             out=eligible.out,
             panic=eligible.panic,
             note=note,

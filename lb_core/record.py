@@ -5,6 +5,7 @@ Only str, int, float, bool, None, list and dict, so that any format can hold it.
 
 from typing import Any
 
+from lb_core.engines.model import Observation
 from lb_core.errors import RouteError
 from lb_core.types import Choice, Outcome, Placement
 
@@ -117,7 +118,7 @@ def _services(placement: Placement) -> list[Record]:
 
 def _row(choice: Choice, placement: Placement, reason: str) -> Record:
     endpoint = choice.endpoint
-    return {
+    row = {
         "endpoint": endpoint.name,
         "reason": reason,
         "in_flight": placement.in_flight.get(endpoint.name, 0),
@@ -125,6 +126,23 @@ def _row(choice: Choice, placement: Placement, reason: str) -> Record:
         "weight": endpoint.weight,
         "virtual_load": choice.virtual_load,
         "score": choice.score,
+    }
+    if placement.metrics:
+        row["metrics"] = _metrics(placement.metrics.get(endpoint.name))
+    return row
+
+
+def _metrics(observed: Observation | None) -> Record | None:
+    """The signals by which endpoints are told apart; None is a signal, or a page, that is missing."""
+    if observed is None:
+        return None
+    metrics = observed.metrics
+    return {
+        "age_s": _rounded(observed.age_s),
+        "waiting": metrics.waiting,
+        "running": metrics.running,
+        "kv_usage": metrics.kv_usage,
+        "placed_since": observed.placed_since,
     }
 
 

@@ -16,6 +16,7 @@ from lb_core.discovery import Discovery
 from lb_core.engines.model import Scrape
 from lb_core.engines.scraper import Scraper
 from lb_core.errors import ConfigError, Problem
+from lb_core.gauges import expose
 from lb_core.policies import POLICIES, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
@@ -56,7 +57,7 @@ class Runtime:
         self._stop_metrics: Callable[[], None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self.retry_budget = RetryBudget(clock=clock)
-        self.stats.watch_in_flight(self.in_flight)
+        expose(self.stats, lambda: self.clusters)
         self._take(config)
 
     def apply(self, config: Config) -> None:
@@ -165,6 +166,12 @@ class Runtime:
             }
             for name, cluster in self.clusters.items()
         }
+
+    def logs_details(self, route: str) -> bool:
+        """Whether each decision of a route is told in the debug log (Higress: `enableDetailLog`)."""
+        settings = self.settings.get(route)
+        policy = (settings.policy if settings else None) or self.config.default_policy
+        return policy is None or policy.detail_log
 
     def drain(self, endpoint: str, *, drained: bool) -> None:
         """Give an endpoint no more requests, or some again. Raises KeyError for an unknown name."""

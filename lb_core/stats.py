@@ -1,6 +1,6 @@
 """The balancer's own numbers, as Prometheus metrics."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -10,8 +10,8 @@ from lb_core.types import Outcome, Placement
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-type Counts = Callable[[], Mapping[str, Mapping[str, int]]]
-"""Requests in flight by cluster and endpoint."""
+type Readings = Callable[[], Iterable[tuple[list[str], float]]]
+"""Label values and what is read for them."""
 
 
 class Stats:
@@ -51,9 +51,9 @@ class Stats:
             registry=self.registry,
         )
 
-    def watch_in_flight(self, counts: Counts) -> None:
-        """Expose requests in flight, read anew whenever the metrics are fetched."""
-        self.registry.register(_InFlight(counts))
+    def watch(self, name: str, text: str, labels: list[str], read: Readings) -> None:
+        """Expose gauges that are read anew whenever the metrics are fetched, in another thread."""
+        self.registry.register(_Gauges(name, text, labels, read))
 
     def finished(self, placement: Placement, outcome: Outcome) -> None:
         """Count one request that was placed."""
@@ -77,15 +77,17 @@ class Stats:
         self._faults.inc()
 
 
-class _InFlight(Collector):
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
+class _Gauges(Collector):
+    """Gauges that are read when the metrics are fetched."""
+
+    def __init__(self, name: str, text: str, labels: list[str], read: Readings) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._read = read
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        gauge = GaugeMetricFamily(
-            "ai_lb_in_flight", "Requests placed and not finished.", labels=["cluster", "endpoint"]
-        )
-        for cluster, endpoints in self._counts().items():
-            for endpoint, count in dict(endpoints).items():
-                gauge.add_metric([cluster, endpoint], count)
+        gauge = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        for values, number in self._read():
+            gauge.add_metric(values, number)
         yield gauge

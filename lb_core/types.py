@@ -167,6 +167,8 @@ class Placement:
     """What was in flight at each candidate, by endpoint name, when the decision was made."""
     started: float
     """When the request came, on the balancer's clock."""
+    metrics: Mapping[str, Observation] = field(default_factory=dict)
+    """What the engines had reported, where the policy asked for it."""
     out: Mapping[str, str] = field(default_factory=dict)
     """The endpoints that were no candidates for their health, and how they were."""
     panic: bool = False

@@ -353,3 +353,19 @@ async def test_endpoints_are_drained_and_undrained_by_command(tmp_path: Path) ->
             assert b"x-ai-lb-endpoint: a" in head
             with pytest.raises(exceptions.CommandError, match="there is no endpoint nobody"):
                 call("ai_lb.drain", "nobody")
+
+
+@pytest.mark.parametrize(
+    ("detail", "verbosity", "lines"), [(True, "debug", 1), (False, "debug", 0), (True, "info", 0)]
+)
+async def test_decisions_are_told_in_the_debug_log_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, detail: bool, verbosity: str, lines: int
+) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        config = one_cluster(engine, lb_policy="global_least_request", lb_config={"enableDetailLog": detail})
+        async with Proxy(tmp_path, config, termlog_verbosity=verbosity) as proxy:
+            proxy.addon._verbose = verbosity == "debug"  # without a terminal mitmproxy has no such option
+            with caplog.at_level("DEBUG"):
+                await send(proxy, b"{}")
+            told = [entry for entry in caplog.messages if entry.startswith("ai-lb: scripted (")]
+            assert len(told) == lines

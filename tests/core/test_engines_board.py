@@ -109,7 +109,7 @@ def test_own_requests_make_a_hung_engine_stalled(desk: Desk) -> None:
     assert desk.board.stalled("a")
 
 
-def test_one_warning_when_a_signal_goes_missing_and_one_line_when_it_is_back(
+def test_h11_one_warning_when_a_signal_goes_missing_and_one_line_when_it_is_back(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

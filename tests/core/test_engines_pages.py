@@ -263,7 +263,7 @@ def test_the_dialect_can_be_given() -> None:
     assert read(both, dialect="tgi") is None
 
 
-def test_a_target_gauge_is_summed_over_its_series_and_a_cache_usage_is_the_largest() -> None:
+def test_h12_a_target_gauge_is_summed_over_its_series_and_a_cache_usage_is_the_largest() -> None:
     text = 'x{e="0"} 3\nx{e="1"} 4\nvllm:kv_cache_usage_perc{e="0"} 0.5\nvllm:kv_cache_usage_perc{e="1"} 0.75'
     targets = ("x", "vllm:kv_cache_usage_perc", "missing")
     metrics = numbers(text, targets=targets)
@@ -272,7 +272,7 @@ def test_a_target_gauge_is_summed_over_its_series_and_a_cache_usage_is_the_large
 
 
 @pytest.mark.parametrize("asked", ["done_total", "done"])
-def test_a_target_counter_is_its_rate_and_unknown_over_a_restart(asked: str) -> None:
+def test_h12_a_target_counter_is_its_rate_and_unknown_over_a_restart(asked: str) -> None:
     reader = Reader(targets=(asked,))
     rates = []
     for at, total in ((1.0, 100), (3.0, 150), (4.0, 7), (5.0, 8), (5.0, 9)):

@@ -140,7 +140,9 @@ def failing_fast(now: float) -> Plan:
 
 
 @pytest.mark.parametrize(("rate", "seed"), [(2, 0), (8, 1), (8, 2), (40, 3)])
-def test_one_of_four_that_fails_fast_costs_less_than_one_request_in_a_hundred(rate: float, seed: int) -> None:
+def test_h16_one_of_four_that_fails_fast_costs_less_than_one_request_in_a_hundred(
+    rate: float, seed: int
+) -> None:
     simulation = Simulation(4, seed=seed)
     simulation.run(60, rate=rate)
     simulation.engines["e0"] = failing_fast

@@ -383,7 +383,7 @@ def test_no_endpoint_gets_more_than_its_share_of_any_hundred(count: int) -> None
 
 
 @pytest.mark.parametrize("policy", [EndpointMetrics(), EndpointMetrics(**X_LEAST)])
-async def test_fifty_at_once_between_two_pages_are_spread_over_equals(policy: EndpointMetrics) -> None:
+async def test_h13_fifty_at_once_between_two_pages_are_spread_over_equals(policy: EndpointMetrics) -> None:
     members = endpoints(4)
     store, board = MemoryStore("c"), Board(clock=lambda: 1.0)
     for member in members:

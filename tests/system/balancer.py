@@ -55,8 +55,11 @@ class Balancer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = folder / f"balancer-{self.port}.log"
         self.config_path = folder / f"ai_lb-{self.port}.yaml"
-        listening = {"listen": f"127.0.0.1:{self.port}", "metrics_listen": f"127.0.0.1:{self.metrics_port}"}
-        self.config_path.write_text(yaml.safe_dump({**listening, **config}))
+        self.listening = {
+            "listen": f"127.0.0.1:{self.port}",
+            "metrics_listen": f"127.0.0.1:{self.metrics_port}",
+        }
+        self.config_path.write_text(yaml.safe_dump({**self.listening, **config}))
         confdir = folder.parent / "mitmproxy"
         self.command = [
             str(BIN / program),

@@ -142,7 +142,7 @@ def test_the_synchronous_client_and_the_other_apis(tmp_path: Path, engines: Engi
         assert balancer.in_flight() == 0
 
 
-def test_every_other_path_and_method_is_balanced_and_counted(tmp_path: Path, engines: Engines) -> None:
+def test_h14_every_other_path_and_method_is_balanced_and_counted(tmp_path: Path, engines: Engines) -> None:
     with Balancer(tmp_path, config(engines)) as balancer, httpx.Client(base_url=balancer.url) as client:
         assert client.get("/health").status_code == 200
         assert client.head("/v1/models").headers["x-ai-lb-endpoint"] in engines.names
@@ -174,7 +174,7 @@ def test_interrupt_during_streams_ends_cleanly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-def test_errors_of_the_balancer_come_in_the_form_that_clients_parse(
+def test_h18_errors_of_the_balancer_come_in_the_form_that_clients_parse(
     tmp_path: Path, engines: Engines, path: str
 ) -> None:
     full = {"name": "full", "url": f"http://127.0.0.1:{engines.ports[0]}", "max_in_flight": 1}

@@ -1,6 +1,7 @@
 """The configuration changes and the balancer ends while requests are in flight."""
 
 import asyncio
+import random
 import re
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from tests.system.balancer import Balancer, Engines
@@ -30,8 +32,7 @@ def complaints(balancer: Balancer) -> int:
 def rewrite(balancer: Balancer, settings: dict[str, Any] | str) -> None:
     """Put another file in the place of the configuration, by renaming it over, as editors do."""
     if isinstance(settings, dict):
-        kept = yaml.safe_load(balancer.config_path.read_text())
-        settings = yaml.safe_dump({key: kept[key] for key in ("listen", "metrics_listen")} | settings)
+        settings = yaml.safe_dump(balancer.listening | settings)
     new = balancer.config_path.with_suffix(".new")
     new.write_text(settings)
     new.rename(balancer.config_path)
@@ -75,6 +76,40 @@ async def test_a_bad_file_changes_nothing_and_says_why_once(tmp_path: Path) -> N
             await load.drain(within_s=20)
         assert set(load.results) == {"ok"}, load.results
         assert complaints(balancer) <= 6, "each once"
+
+
+async def mutated_files(folder: Path, count: int) -> None:
+    """Files with random damage, one after the other, under load; at the end a good one."""
+    dice = random.Random(5)
+    with Engines(2) as engines, Balancer(folder, config(engines, ["sim-1", "sim-2"])) as balancer:
+        good = balancer.config_path.read_text()
+        async with Load([balancer], per_s=40, tokens=3) as load:
+            for number in range(count):
+                text = list(good)
+                for _ in range(dice.randrange(1, 6)):
+                    text[dice.randrange(len(text))] = dice.choice("{}[]:- \n\t#&*!'x0\x00")
+                rewrite(balancer, "".join(text))
+                # Now and then one stands long enough to be taken for meant.
+                await asyncio.sleep(1.2 if number % 50 == 0 else 0.01)
+            rewrite(balancer, config(engines, ["sim-1", "sim-2"]))
+            await asyncio.sleep(2.5)
+            await load.drain(within_s=20)
+        assert balancer.process is not None
+        assert balancer.process.poll() is None
+        assert "Traceback" not in balancer.log()
+        # A mutation may be a good file that names an address without an engine: an answer, no crash.
+        assert set(load.results) <= {"ok", "502", "503", "404"}, load.results
+        assert load.results["ok"] > 0.9 * load.results.total()
+
+
+async def test_mutated_files_under_load_crash_nothing(tmp_path: Path) -> None:
+    await mutated_files(tmp_path, 200)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_10000_mutated_files_under_load_crash_nothing(tmp_path: Path) -> None:
+    await mutated_files(tmp_path, 10_000)
 
 
 async def test_sigterm_with_100_streams_cuts_none(tmp_path: Path) -> None:
