@@ -96,7 +96,7 @@ def test_a_taken_default_port_of_mitmproxy_does_not_matter(tmp_path: Path) -> No
         except OSError:
             pass  # somebody else has it, which is as good
         with Balancer(tmp_path, CLUSTER) as balancer:
-            assert requests.get(balancer.url, timeout=10).status_code == 502
+            assert requests.get(balancer.url, timeout=10).status_code == 503
             assert "failed to listen" not in balancer.log()
 
 
@@ -112,7 +112,7 @@ def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
 def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
     web = ("--no-web-open-browser", "--set", f"web_port={free_port()}") if program == "mitmweb" else ()
     with Balancer(tmp_path, CLUSTER, *web, program=program) as balancer:
-        assert requests.get(balancer.url, timeout=10).status_code == 502
+        assert requests.get(balancer.url, timeout=10).status_code == 503
         wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
         assert balancer.stop() == 0
         assert "Traceback" not in balancer.log()
@@ -127,7 +127,7 @@ def test_the_same_file_works_under_mitmproxy_in_a_terminal(
     balancer = Balancer(tmp_path, CLUSTER, program="mitmproxy")
     balancer.terminal = terminal
     with balancer:
-        assert requests.get(balancer.url, timeout=10).status_code == 502
+        assert requests.get(balancer.url, timeout=10).status_code == 503
         wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
         assert b"reverse:http://lb.invalid:1" in os.read(screen, 1 << 20)
     os.close(screen)
