@@ -1,12 +1,17 @@
 """Every error that this package raises on purpose, as one tree.
 
 AiLbError
-├── ConfigError        the configuration cannot be used; lists every problem found
-└── RouteError         this request cannot be placed; carries what the client is told
-    ├── NoRoute        404  no route matches
-    ├── NoEndpoint     503  the cluster has no endpoint that may serve it
-    ├── Saturated      429  every candidate is at its in-flight limit
-    └── InternalError  500  a fault of the balancer
+├── ConfigError              the configuration cannot be used; lists every problem found
+└── RouteError               this request cannot be served; carries what the client is told
+    ├── NoRoute              404  no route matches
+    ├── ModelNotFound        404  no endpoint of the cluster serves the model
+    ├── Saturated            429  every candidate is at its in-flight limit
+    ├── NoEndpoint           503  the cluster has no endpoint that may serve it
+    ├── Draining             503  the balancer is about to end
+    ├── EndpointUnreachable  503  no endpoint that was tried accepts connections
+    ├── EndpointFailed       502  the endpoint gave no valid response
+    ├── EndpointTimedOut     504  the endpoint gave none in time
+    └── InternalError        500  a fault of the balancer
 """
 
 from dataclasses import dataclass
@@ -107,6 +112,28 @@ class Saturated(RouteError):
     status = 429
     code = "saturated"
     usual_retry_after_s = 1
+
+
+class EndpointUnreachable(RouteError):
+    """No endpoint that was tried accepts connections."""
+
+    status = 503
+    code = "endpoint_unreachable"
+    usual_retry_after_s = 1
+
+
+class EndpointFailed(RouteError):
+    """The endpoint gave no valid response."""
+
+    status = 502
+    code = "endpoint_failed"
+
+
+class EndpointTimedOut(RouteError):
+    """The endpoint gave no response within the route's time-out."""
+
+    status = 504
+    code = "endpoint_timed_out"
 
 
 class InternalError(RouteError):

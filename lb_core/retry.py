@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lb_core.errors import RouteError
+from lb_core.errors import EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
 from lb_core.request import LLMRequest
 
 WINDOW_S = 10
@@ -206,28 +206,6 @@ def _retryable(failure: Failure, config: RetryConfig) -> bool:
         clients_fault = status is not None and 400 <= status < 500 and status != 429
         return not clients_fault and failure.code not in _CLIENTS_FAULT
     return True
-
-
-class EndpointUnreachable(RouteError):
-    """No endpoint that was tried accepts connections."""
-
-    status = 503
-    code = "endpoint_unreachable"
-    usual_retry_after_s = 1
-
-
-class EndpointFailed(RouteError):
-    """The endpoint gave no valid response."""
-
-    status = 502
-    code = "endpoint_failed"
-
-
-class EndpointTimedOut(RouteError):
-    """The endpoint gave no response within the route's time-out."""
-
-    status = 504
-    code = "endpoint_timed_out"
 
 
 def error_of(failure: Failure) -> RouteError:
