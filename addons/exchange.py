@@ -29,6 +29,7 @@ _OF_CONNECTIONS = frozenset({"close", "keep-alive", "upgrade"})
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*|\*")
+_VERSIONS = frozenset({b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/3"})
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _BUSY = frozenset({429, 503})
@@ -257,11 +258,12 @@ def drop_hop_by_hop(headers: http.Headers) -> None:
 
 
 def _check_head(request: http.Request) -> None:
-    """Refuse what mitmproxy would send on as it came: control characters, folded lines, odd methods."""
+    """Refuse what mitmproxy would send on as it came: control characters, folded lines, odd words."""
     data = request.data
     if not (
         _TOKEN.fullmatch(data.method)
         and _TARGET.fullmatch(data.path)
+        and data.http_version in _VERSIONS
         and not any(_CONTROL.search(value) for _, value in data.headers.fields)
     ):
         raise Malformed("The request line or a header holds characters that are not allowed there.")

@@ -128,6 +128,7 @@ class Lifecycle(ABC):
         connections.on_sigterm(self._drain)
         await proxy_options.listen_where_wanted()
         proxy_options.drop_unheard_log_events()
+        proxy_options.drop_idle_addons()
         # What is loaded by now stays: the collector need not walk it again and again under load.
         gc.collect()
         gc.freeze()

@@ -369,3 +369,16 @@ async def test_decisions_are_told_in_the_debug_log_only(
                 await send(proxy, b"{}")
             told = [entry for entry in caplog.messages if entry.startswith("ai-lb: scripted (")]
             assert len(told) == lines
+
+
+async def test_mitmproxys_own_addons_stay_exactly_if_they_have_something_to_do(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        async with Proxy(tmp_path, one_cluster(engine), modify_headers="/~q/x-added/yes") as proxy:
+            assert proxy.master.addons.get("modifyheaders")
+            assert not proxy.master.addons.get("modifybody")
+            head, _ = await send(proxy, b"{}")
+            assert b" 200 " in head
+            assert b"x-added: yes" in engine.heads[-1]
+        async with Proxy(tmp_path, one_cluster(engine)) as proxy:
+            assert not proxy.master.addons.get("modifyheaders")
+            assert proxy.master.addons.get("save")
