@@ -126,9 +126,9 @@ class Lifecycle(ABC):
         )
         self._watch.start()
         connections.on_sigterm(self._drain)
-        await proxy_options.listen_where_wanted()
         proxy_options.drop_unheard_log_events()
         proxy_options.drop_idle_addons()
+        await proxy_options.listen_where_wanted()
         # What is loaded by now stays: the collector need not walk it again and again under load.
         gc.collect()
         gc.freeze()

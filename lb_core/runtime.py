@@ -32,6 +32,7 @@ POLICY_OFF = "off"
 """The name that stands for each cluster's own strategy."""
 
 _TICK_S = 1.0
+_METRICS_TRIES = 20
 
 
 class Runtime:
@@ -120,21 +121,33 @@ class Runtime:
         Raises OSError when the metrics address cannot be had.
         """
         self._start_parts()
-        if (listen := self.config.metrics_listen) is not None:
-            server, thread = start_http_server(listen.port, listen.host, registry=self.stats.registry)
-
-            def stop() -> None:
-                server.shutdown()
-                server.server_close()
-                thread.join()
-
-            self._stop_metrics = stop
+        await self._serve_metrics()
         self._ticker = spawn(self._tick(), name="housekeeping")
         self._aim()
         await asyncio.gather(
             self._assembly.links.settled(), *(each.settled() for each in self._discoveries.values())
         )
         return self
+
+    async def _serve_metrics(self) -> None:
+        listen = self.config.metrics_listen
+        if listen is None:
+            return
+        for left in reversed(range(_METRICS_TRIES)):
+            try:
+                server, thread = start_http_server(listen.port, listen.host, registry=self.stats.registry)
+                break
+            except OSError:
+                if not left:
+                    raise
+                await asyncio.sleep(0.1)  # the balancer before this one may be about to end
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._stop_metrics = stop
 
     async def close(self) -> None:
         """Give back everything that is held and stop what runs."""

@@ -87,7 +87,7 @@ class Board:
         now = self._clock()
         known = self._engines
         return {
-            name: Observation(engine.metrics, now - engine.metrics.at, engine.since)
+            name: Observation(engine.metrics, now - engine.metrics.at, engine.since, self._stale_after_s)
             for name in endpoints
             if (engine := known.get(name)) is not None and engine.metrics is not None
         }

@@ -72,3 +72,5 @@ class Observation:
     """Since the page was asked for."""
     placed_since: int = 0
     """Own requests placed after that and still in flight: the page cannot count them."""
+    stale_after_s: float = 5.0
+    """The age from which it is not to be used."""

@@ -47,8 +47,9 @@ class EndpointMetrics:
 
     A missing signal is not 0. An endpoint without it passes the filters of that signal when others do, and
     alone makes none succeed; that it has an adapter is taken from what it says alone. Endpoints whose page
-    is older than `stale_after_s`, or that have none, are never preferred; where all are such, the requests
-    in flight decide. `rate_limit`: an endpoint that had this share of the last 100 choices comes last.
+    is older than `stale_after_s` (None: the cluster's `metrics.stale_after`), or that have none, are never
+    preferred; where all are such, the requests in flight decide. `rate_limit`: an endpoint that had this
+    share of the last 100 choices comes last.
     """
 
     name: ClassVar[str] = "endpoint_metrics"
@@ -62,7 +63,7 @@ class EndpointMetrics:
     sheddable_waiting: Annotated[float, Field(ge=0)] = 5
     sheddable_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.8
     criticality_header: str = ""
-    stale_after_s: Annotated[float, Field(gt=0)] = 5.0
+    stale_after_s: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError where the target metric is missing."""
@@ -80,7 +81,7 @@ class EndpointMetrics:
             observation = snapshot.metrics.get(choice.endpoint.name)
             if observation is None:
                 unknown.append(choice)
-            elif observation.age_s > self.stale_after_s:
+            elif observation.age_s > (self.stale_after_s or observation.stale_after_s):
                 stale.append(choice)
             elif (seen := self._seen(choice, observation, snapshot)) is None:
                 unknown.append(choice)
@@ -98,7 +99,7 @@ class EndpointMetrics:
             tiers = self._by_target(known)
         if not sheddable:
             if stale:
-                tiers.append(Tier(tuple(stale), "stale", f"older than {self.stale_after_s:g} s"))
+                tiers.append(Tier(tuple(stale), "stale", "too old"))
             if unknown:
                 tiers.append(Tier(tuple(unknown), "no_metrics"))
         return self._decision(tiers, snapshot)
