@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs
 
-from addons.exchange import METADATA, Exchange, asked_host, drop_own_headers
+from addons.exchange import METADATA, Exchange, asked_host
 from addons.failover_hooks import FailoverHooks
+from addons.headers import check_head, drop_own_headers
 from addons.lifecycle import Lifecycle
 from lb_core import record
 from lb_core.errors import Draining, InternalError, RouteError
@@ -83,6 +84,7 @@ class AiLb(Lifecycle):
         started = balancer.clock()
         runtime.retry_budget.requested()
         request = flow.request
+        check_head(request)
         drop_own_headers(request.headers)
         path = request.path.partition("?")[0]
         llm = await parse(path, request.headers, request.raw_content or b"")

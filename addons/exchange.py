@@ -1,16 +1,15 @@
 """One placed request between the client and its endpoint, in mitmproxy's terms."""
 
 import logging
-import re
 from dataclasses import replace
 
 from mitmproxy import http
 
 from addons.failover_timers import FirstByteTimeout, IdleTimeout
+from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers
 from lb_core import record
 from lb_core.balancer import Balancer
 from lb_core.config import Timeouts
-from lb_core.errors import RouteError
 from lb_core.record import Record
 from lb_core.retry import Cause, Failure, Retries
 from lb_core.sse import SseMeter, usage_of_json
@@ -21,17 +20,6 @@ logger = logging.getLogger(__name__)
 METADATA = "ai_lb"
 """The key of the decision record in `flow.metadata`."""
 
-HEADER_PREFIX = "x-ai-lb-"
-
-_HOP_BY_HOP = frozenset({"keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"})
-_FRAMING = frozenset({"connection", "content-length", "host", "trailer", "transfer-encoding", "upgrade"})
-_OF_CONNECTIONS = frozenset({"close", "keep-alive", "upgrade"})
-
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_TARGET = re.compile(rb"/[^\x00-\x20\x7f]*|\*")
-_VERSIONS = frozenset({b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/3"})
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-
 _BUSY = frozenset({429, 503})
 
 _NOT_CONNECTED = "connect failed"
@@ -40,15 +28,8 @@ _BUFFERED = 1 << 20
 """Bytes up to which a response of known length is kept whole, so that mitmweb can show it."""
 
 
-class Malformed(RouteError):
-    """The head of the request could be read as another one by another server."""
-
-    status = 400
-    code = "malformed_request"
-
-
 class Exchange:
-    """What the addon keeps for a flow from `request` to its end. Raises Malformed for what is not sent on."""
+    """What the addon keeps for a flow from `request` to its end."""
 
     def __init__(
         self,
@@ -59,7 +40,6 @@ class Exchange:
         retries: Retries,
         timeouts: Timeouts,
     ) -> None:
-        _check_head(flow.request)
         self.flow = flow
         self.placement = placement
         self.retries = retries
@@ -232,41 +212,6 @@ def asked_host(flow: http.HTTPFlow) -> str:
         if isinstance(recorded, dict) and isinstance(host := recorded.get("host"), str):
             return host
     return flow.request.pretty_host
-
-
-def drop_own_headers(headers: http.Headers) -> None:
-    """Remove `x-ai-lb-*`: nobody but the balancer speaks for the balancer."""
-    for name in {name.lower() for name in headers}:
-        if name.startswith(HEADER_PREFIX):
-            del headers[name]
-
-
-def drop_hop_by_hop(headers: http.Headers) -> None:
-    """Remove what was said to the balancer alone (RFC 9110, 7.6.1), also what `Connection` names as such.
-
-    What mitmproxy itself acts on stays: the framing, and whether the connection is kept or upgraded.
-    """
-    named: set[str] = set()
-    if (connection := headers.get("connection")) is not None:
-        named = {token.strip().lower() for token in connection.split(",")}
-        if kept := ", ".join(sorted(named & _OF_CONNECTIONS)):
-            headers["connection"] = kept  # in lower case, or mitmproxy would not see it
-        else:
-            del headers["connection"]
-    for name in {name.lower() for name in headers} & ((named | _HOP_BY_HOP) - _FRAMING):
-        del headers[name]
-
-
-def _check_head(request: http.Request) -> None:
-    """Refuse what mitmproxy would send on as it came: control characters, folded lines, odd words."""
-    data = request.data
-    if not (
-        _TOKEN.fullmatch(data.method)
-        and _TARGET.fullmatch(data.path)
-        and data.http_version in _VERSIONS
-        and not any(_CONTROL.search(value) for _, value in data.headers.fields)
-    ):
-        raise Malformed("The request line or a header holds characters that are not allowed there.")
 
 
 def _is_stream(headers: http.Headers) -> bool:

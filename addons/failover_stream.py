@@ -195,12 +195,17 @@ class FailoverStream(HttpStream):
         question = yield from self._ask(failure, response)
         if question is None:
             return
-        if not question.again:
+        # An engine that is full may say so in the first event of a 200, which no client understands.
+        full = code is not None and failure.status in (429, 503)
+        if not question.again and not full:
             yield from self._pass_on(held)
             return
         if not held.complete:
             yield from self._parent.abandon(self.context.server)
-        yield from self._send_again()
+        if question.again:
+            yield from self._send_again()
+        else:
+            yield from self._fail(question)
 
     def _pass_on(self, held: Held) -> layer.CommandGenerator[None]:
         self._held = None

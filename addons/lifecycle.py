@@ -126,6 +126,7 @@ class Lifecycle(ABC):
         )
         self._watch.start()
         connections.on_sigterm(self._drain)
+        proxy_options.keep_requests_out_of_the_log()
         proxy_options.drop_unheard_log_events()
         proxy_options.drop_idle_addons()
         await proxy_options.listen_where_wanted()

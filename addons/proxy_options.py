@@ -20,6 +20,7 @@ _WANTED: dict[str, object] = {
     "keep_host_header": True,  # routes match on the name that the client asked for
     "tcp_timeout": 3600,  # a long answer that is not streamed is silent for minutes
     "body_size_limit": "64m",
+    "flow_detail": 0,  # 1 prints each request's query, where clients put keys
 }
 
 _WEB_COLUMNS = ["icon", "path", "method", "status", "comment", "size", "time"]
@@ -35,8 +36,7 @@ def prepare(listen: Listen) -> None:
     wanted = dict(_WANTED, listen_host=listen.host, listen_port=listen.port)
     if listen.http2 is not None:
         wanted["http2"] = listen.http2
-    if "web_columns" in ctx.options:
-        wanted["web_columns"] = _WEB_COLUMNS
+    wanted["web_columns"] = _WEB_COLUMNS
     if not _is_set("mode"):
         _SERVER_LOG.addFilter(_about_the_wanted_listener)
         host = ctx.options.listen_host if _is_set("listen_host") else listen.host
@@ -44,7 +44,8 @@ def prepare(listen: Listen) -> None:
         # With the address in it, so that the mode differs whenever the listener must.
         wanted["mode"] = [f"{NOWHERE}@{host}:{port}" if host else f"{NOWHERE}@{port}"]
     check()
-    ctx.options.update(**{name: value for name, value in wanted.items() if not _is_set(name)})
+    known = {name: value for name, value in wanted.items() if name in ctx.options}  # some are of one program
+    ctx.options.update(**{name: value for name, value in known.items() if not _is_set(name)})
 
 
 def check() -> None:
@@ -137,6 +138,25 @@ def drop_idle_addons() -> None:
         addon = ctx.master.addons.get(name)
         if addon is not None and addon in ctx.master.addons.chain:
             ctx.master.addons.remove(addon)
+
+
+_CONNECTION_LOG = logging.getLogger("mitmproxy.proxy.server")
+
+_QUOTES_CLIENTS = ("Client closed connection before completing request headers", "Bad HTTP request line")
+
+
+def keep_requests_out_of_the_log() -> None:
+    """Cut what mitmproxy quotes of requests that it cannot read: they may hold keys."""
+    _CONNECTION_LOG.addFilter(_without_quotes)
+
+
+def _without_quotes(entry: logging.LogRecord) -> bool:
+    message = entry.getMessage()
+    for start in _QUOTES_CLIENTS:
+        place = message.find(start)
+        if place >= 0:
+            entry.msg, entry.args = message[: place + len(start)], ()
+    return True
 
 
 _SERVER_LOG = logging.getLogger("mitmproxy.addons.proxyserver")

@@ -3,12 +3,14 @@
 AiLbError
 ├── ConfigError              the configuration cannot be used; lists every problem found
 └── RouteError               this request cannot be served; carries what the client is told
+    ├── Malformed            400  another server could read the request as another one
     ├── NoRoute              404  no route matches
     ├── ModelNotFound        404  no endpoint of the cluster serves the model
     ├── Saturated            429  every candidate is at its in-flight limit
     ├── NoEndpoint           503  the cluster has no endpoint that may serve it
     ├── Draining             503  the balancer is about to end
     ├── EndpointUnreachable  503  no endpoint that was tried accepts connections
+    ├── EndpointBusy         503  the endpoint's queue is full, and no other was left to ask
     ├── EndpointFailed       502  the endpoint gave no valid response
     ├── EndpointTimedOut     504  the endpoint gave none in time
     └── InternalError        500  a fault of the balancer
@@ -76,6 +78,13 @@ class RouteError(AiLbError):
         self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
 
 
+class Malformed(RouteError):
+    """The head of the request could be read as another one by another server."""
+
+    status = 400
+    code = "malformed_request"
+
+
 class NoRoute(RouteError):
     """No route matches the request's host, path and model."""
 
@@ -127,6 +136,14 @@ class EndpointFailed(RouteError):
 
     status = 502
     code = "endpoint_failed"
+
+
+class EndpointBusy(RouteError):
+    """The endpoint says that its queue is full, and no other was left to ask."""
+
+    status = 503
+    code = "endpoint_busy"
+    usual_retry_after_s = 1
 
 
 class EndpointTimedOut(RouteError):

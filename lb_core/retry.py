@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lb_core.errors import EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
+from lb_core.errors import EndpointBusy, EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
 from lb_core.request import LLMRequest
 
 WINDOW_S = 10
@@ -214,4 +214,6 @@ def error_of(failure: Failure) -> RouteError:
         return EndpointUnreachable("No endpoint could be reached.")
     if failure.cause is Cause.TIMED_OUT:
         return EndpointTimedOut("The endpoint did not answer in time.")
+    if failure.cause is Cause.ERROR_EVENT and failure.status in _NOT_TAKEN:
+        return EndpointBusy("The endpoint has no room for the request.")
     return EndpointFailed("The endpoint failed before it answered.")

@@ -1,0 +1,720 @@
+"""Engines that die, hang, refuse, reset and lie behind a real balancer: what clients see of it.
+
+Numbers seen are printed: `pytest -s`.
+"""
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.addon import engine as scripts
+from tests.addon.engine import SSE_HEAD, ScriptedEngine, chunk
+from tests.addon.failover_rig import BlackHole
+from tests.system.balancer import Balancer, Engines, free_port, wait_until
+from tests.system.load import eventually
+
+PATH = b"/v1/chat/completions"
+QUICK = ("--ttft", "0.03", "--tpot", "0.005", "--max-num-seqs", "200")
+
+
+def request(*, stream: bool = True, tokens: int = 10, path: bytes = PATH) -> bytes:
+    """A chat request on a connection of its own."""
+    body = (
+        b'{"model":"sim","stream":%s,"max_tokens":%d,"messages":[{"role":"user","content":"one two three"}]}'
+        % (b"true" if stream else b"false", tokens)
+    )
+    head = b"POST %s HTTP/1.1\r\nhost: lb.test\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    return head % (path, len(body)) + body
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a client saw of one request. `began` and `took_s` are seconds of the event loop's clock."""
+
+    began: float
+    took_s: float
+    raw: bytes = field(repr=False)
+    reset: bool = False
+
+    @property
+    def status(self) -> int:
+        """0 where there was no response at all."""
+        return int(self.raw.split(b" ", 2)[1]) if self.raw.startswith(b"HTTP/1.1 ") else 0
+
+    @property
+    def head(self) -> dict[str, str]:
+        lines = self.raw.partition(b"\r\n\r\n")[0].decode("latin-1").lower().split("\r\n")[1:]
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    @property
+    def body(self) -> bytes:
+        return self.raw.partition(b"\r\n\r\n")[2]
+
+    @property
+    def is_stream(self) -> bool:
+        return self.head.get("content-type", "").startswith("text/event-stream")
+
+    @property
+    def whole(self) -> bool:
+        """The body ends as HTTP says, and a stream as its API says."""
+        if self.reset or not self.status:
+            return False
+        if (length := self.head.get("content-length")) is not None:
+            return len(self.body) == int(length)
+        return self.body.endswith(b"0\r\n\r\n") and (not self.is_stream or b"data: [DONE]" in self.body)
+
+    @property
+    def outcome(self) -> str:
+        """`ok`, `cut` for a stream that had begun, else the status, with what is wrong beside it."""
+        if b'data: {"error"' in self.raw:
+            return f"{self.status} error event"
+        if self.status == 200 and self.whole:
+            return "ok"
+        if self.status == 200 and self.is_stream:
+            return "cut"
+        return f"{self.status}{'' if self.whole else ' incomplete'}"
+
+
+async def ask(port: int, raw: bytes, *, within_s: float = 60.0) -> Seen:
+    """One request, to its end."""
+    loop = asyncio.get_running_loop()
+    began, got, reset = loop.time(), b"", False
+    async with asyncio.timeout(within_s):
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return Seen(began, loop.time() - began, b"", reset=True)
+        try:
+            writer.write(raw)
+            while piece := await reader.read(65536):
+                got += piece
+        except ConnectionError:
+            reset = True
+        finally:
+            writer.close()
+    return Seen(began, loop.time() - began, got, reset)
+
+
+class Clients:
+    """Requests at a rate, two of three streamed; `seen` is what became of them."""
+
+    def __init__(self, balancer: Balancer, *, per_s: float = 50.0, tokens: int = 10, seed: int = 1) -> None:
+        self.seen: list[Seen] = []
+        self._port = balancer.port
+        self._per_s = per_s
+        self._tokens = tokens
+        self._dice = random.Random(seed)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._arrivals = asyncio.create_task(self._arrive())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._arrivals.cancel()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*self._tasks)
+
+    async def _arrive(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            task = asyncio.create_task(self._one(self._dice.random() < 2 / 3))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            due += self._dice.expovariate(self._per_s)
+            await asyncio.sleep(due - loop.time())
+
+    async def _one(self, stream: bool) -> None:
+        self.seen.append(await ask(self._port, request(stream=stream, tokens=self._tokens)))
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(each.outcome for each in self.seen)
+
+    def p(self, quantile: float, *, since: float = 0.0, until: float = float("inf")) -> float:
+        """A quantile of the seconds that whole answers took, of requests that began within these times."""
+        took = sorted(each.took_s for each in self.seen if since <= each.began < until)
+        return took[min(len(took) - 1, int(len(took) * quantile))]
+
+
+def settings(endpoints: list[dict[str, Any]], health: dict[str, Any] | None = None, **more: Any) -> Any:
+    """One cluster, least request."""
+    cluster = {"endpoints": endpoints, **({"health": health} if health else {})}
+    return {
+        "clusters": {"engines": cluster},
+        "lb_policy": "global_least_request",
+        "lb_config": {},
+        "expose_decision": True,
+        **more,
+    }
+
+
+def and_nothing_is_left(balancer: Balancer) -> None:
+    """No request is counted, and no fault of the addon was seen."""
+    wait_until(lambda: balancer.in_flight() == 0, within_s=3, what="no request is counted")
+    assert balancer.metric("ai_lb_hook_errors_total") == 0
+    log = balancer.log()
+    assert "Traceback" not in log
+    assert "crashed" not in log
+
+
+def ejections(balancer: Balancer) -> float:
+    return balancer.metric("ai_lb_health_changes_total", state="ejected")
+
+
+@contextmanager
+def three_and_a_victim(
+    folder: Path,
+) -> Iterator[tuple[Balancer, Engines, Engines]]:
+    """A balancer before three engines and one more, which has a process of its own."""
+    with ExitStack() as stack:
+        three = stack.enter_context(Engines(3, *QUICK))
+        victim = stack.enter_context(Engines(1, *QUICK))
+        url = f"http://127.0.0.1:{victim.ports[0]}"
+        endpoints = [*three.endpoints(), {"name": "victim", "url": url}]
+        balancer = stack.enter_context(Balancer(folder, settings(endpoints)))
+        yield balancer, three, victim
+
+
+# -- 1: one of four stopped, killed, black-holed, resetting --------------------------------------------
+
+
+def stop_it(victim: Engines) -> None:
+    # The switch is at the port that will refuse, and answers before it does.
+    victim.fault("sim-1", "refuse")
+
+
+def kill_it(victim: Engines) -> None:
+    assert victim.process is not None
+    victim.process.send_signal(signal.SIGKILL)
+
+
+def have_it_reset(victim: Engines) -> None:
+    victim.fault("sim-1", "reset_before_headers")
+
+
+FAULTS = {"stopped": stop_it, "killed": kill_it, "resetting": have_it_reset}
+
+
+async def one_of_four(folder: Path, fault: str, *, seconds: float) -> None:
+    with three_and_a_victim(folder) as (balancer, _, victim):
+        loop = asyncio.get_running_loop()
+        async with Clients(balancer) as clients:
+            await asyncio.sleep(2.3)
+            broke_at = loop.time()
+            await asyncio.to_thread(FAULTS[fault], victim)
+            await asyncio.sleep(seconds)
+        outcomes = clients.outcomes()
+        before = clients.p(0.99, since=broke_at - 2, until=broke_at - 0.3)
+        after = clients.p(0.99, since=broke_at)
+        print(
+            f"\n{fault}: {dict(outcomes)}, p50 {clients.p(0.5) * 1e3:.0f} ms, p99 before"
+            f" {before * 1e3:.0f} ms, after {after * 1e3:.0f} ms, ejections {ejections(balancer):.0f}"
+        )
+        begun = outcomes.pop("cut", 0)
+        assert set(outcomes) == {"ok"}, outcomes
+        assert begun <= (15 if fault == "killed" else 0)
+        assert outcomes["ok"] > 35 * seconds
+        assert ejections(balancer) >= 1
+        assert after - before < 0.25
+        and_nothing_is_left(balancer)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_no_request_is_lost_when_one_of_four_engines_is(tmp_path: Path, fault: str) -> None:
+    await one_of_four(tmp_path, fault, seconds=6)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_no_request_is_lost_when_one_of_four_engines_is_in_60_s(tmp_path: Path, fault: str) -> None:
+    await one_of_four(tmp_path, fault, seconds=60)
+
+
+async def one_of_four_black_holed(folder: Path, *, seconds: float) -> None:
+    with ExitStack() as stack:
+        three = stack.enter_context(Engines(3, *QUICK))
+        hole = stack.enter_context(BlackHole())
+        endpoints = [*three.endpoints(), {"name": "hole", "url": f"http://127.0.0.1:{hole}"}]
+        balancer = stack.enter_context(Balancer(folder, settings(endpoints)))
+        async with Clients(balancer) as clients:
+            await asyncio.sleep(seconds)
+        first = min(each.began for each in clients.seen)
+        slow = [each for each in clients.seen if each.took_s > 0.9]
+        later = [each for each in slow if each.began > first + 1.6]
+        quick = sorted(each.took_s for each in clients.seen if each.took_s <= 0.9)
+        p99 = quick[int(len(quick) * 0.99)]
+        print(
+            f"\nblack-holed: {dict(clients.outcomes())}, {len(slow)} waited for the time-out, {len(later)} of"
+            f" them later; the others' p99 {p99 * 1e3:.0f} ms"
+        )
+        assert set(clients.outcomes()) == {"ok"}, clients.outcomes()
+        assert 1 <= len(slow) - len(later) <= 2 + 12
+        assert len(later) <= 1 + seconds / 10  # one probe after each ejection
+        assert p99 < 0.5
+        assert ejections(balancer) >= 1
+        and_nothing_is_left(balancer)
+
+
+async def test_no_request_is_lost_when_one_of_four_engines_is_black_holed(tmp_path: Path) -> None:
+    await one_of_four_black_holed(tmp_path, seconds=6)
+
+
+@pytest.mark.long
+async def test_no_request_is_lost_when_one_of_four_engines_is_black_holed_for_60_s(tmp_path: Path) -> None:
+    await one_of_four_black_holed(tmp_path, seconds=60)
+
+
+async def test_an_engine_that_returns_is_not_flooded(tmp_path: Path) -> None:
+    # Ejected for a second instead of ten; the slow start is the default.
+    health = {"ejection_s": 1, "max_ejection_s": 1}
+    with Engines(4, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), health)) as balancer:
+        async with Clients(balancer) as clients:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(engines.fault, "sim-2", "refuse", seconds=2.5)
+            counts = []
+            for _ in range(10):
+                await asyncio.sleep(0.5)
+                counts.append((await asyncio.to_thread(engines.truth))["sim-2"]["total"])
+        bursts = [later - earlier for earlier, later in zip(counts[3:], counts[5:], strict=False)]
+        print(f"\nreturning engine, requests in each second: {bursts}; {dict(clients.outcomes())}")
+        assert set(clients.outcomes()) == {"ok"}, clients.outcomes()
+        assert max(bursts) <= 1.5 * 50 / 4
+        assert bursts[-1] > 0
+        and_nothing_is_left(balancer)
+
+
+# -- 2: one of four answers 500 in 5 ms ----------------------------------------------------------------
+
+
+async def one_of_four_fails_fast(folder: Path, *, seconds: float) -> Counter[str]:
+    with Engines(4, *QUICK) as engines, Balancer(folder, settings(engines.endpoints())) as balancer:
+        engines.fault("sim-2", "error_500", delay_s=0.005)
+        async with Clients(balancer) as clients:
+            await asyncio.sleep(seconds)
+        outcomes = clients.outcomes()
+        total = engines.truth()["sim-2"]["total"]
+        print(f"\n500 in 5 ms: {dict(outcomes)}, requests to it {total}")
+        assert set(outcomes) <= {"ok", "500"}, outcomes
+        assert outcomes["500"] == total  # passed on, not tried again
+        and_nothing_is_left(balancer)
+        return outcomes
+
+
+async def test_an_engine_that_answers_500_at_once_fails_few_requests(tmp_path: Path) -> None:
+    assert 1 <= (await one_of_four_fails_fast(tmp_path, seconds=5))["500"] <= 10
+
+
+@pytest.mark.long
+async def test_an_engine_that_answers_500_at_once_fails_less_than_one_in_a_hundred_in_60_s(
+    tmp_path: Path,
+) -> None:
+    outcomes = await one_of_four_fails_fast(tmp_path, seconds=60)
+    assert outcomes["500"] < 0.01 * outcomes.total()
+
+
+# -- 3: queues that are full ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["queue_full_503", "sse_error"])
+async def test_no_request_fails_while_another_queue_has_room(tmp_path: Path, fault: str) -> None:
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        engines.fault("sim-1", fault)
+        async with Clients(balancer, per_s=40) as clients:
+            await asyncio.sleep(4)
+        total = engines.truth()["sim-1"]["total"]
+        print(f"\n{fault}: {dict(clients.outcomes())}, requests to the full one {total}")
+        assert set(clients.outcomes()) == {"ok"}, clients.outcomes()
+        assert 1 <= total <= 60  # it rests a second at a time
+        assert ejections(balancer) == 0  # a full queue is no failure
+        and_nothing_is_left(balancer)
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream"),
+    [
+        ("queue_full_503", False),
+        ("queue_full_503", True),
+        ("sse_error", False),
+        ("sse_error", True),
+    ],
+)
+async def test_clients_are_told_when_to_come_back_when_all_queues_are_full(
+    tmp_path: Path, fault: str, stream: bool
+) -> None:
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        for name in engines.names:
+            engines.fault(name, fault)
+        seen = [await ask(balancer.port, request(stream=stream)) for _ in range(10)]
+        assert {each.status for each in seen} <= {429, 503}, Counter(each.outcome for each in seen)
+        assert all(int(each.head["retry-after"]) >= 1 for each in seen)
+        assert all(each.whole for each in seen)
+        for name in engines.names:
+            engines.fault(name, "none")
+        await asyncio.sleep(1.2)
+        assert (await ask(balancer.port, request(stream=stream))).outcome == "ok"
+        and_nothing_is_left(balancer)
+
+
+# -- 4: hanging and slow engines -----------------------------------------------------------------------
+
+
+async def test_a_slow_first_token_is_not_a_fault(tmp_path: Path) -> None:
+    slow = ("--ttft", "3", "--tpot", "0.01")
+    with Engines(2, *slow) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        requests = [request(stream=number % 2 == 0) for number in range(6)]
+        seen = await asyncio.gather(*(ask(balancer.port, each) for each in requests))
+        assert [each.outcome for each in seen] == ["ok"] * 6
+        assert all(each.took_s > 2.9 for each in seen)
+        assert not any("x-ai-lb-attempts" in each.head for each in seen)
+        assert sum(engine["total"] for engine in engines.truth().values()) == 6
+        assert balancer.metric("ai_lb_health_changes_total") == 0
+        and_nothing_is_left(balancer)
+
+
+async def test_a_stream_with_pauses_shorter_than_the_idle_time_out_is_not_cut(tmp_path: Path) -> None:
+    config = {"timeouts": {"stream_idle": 2}}
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
+        for name in engines.names:
+            engines.fault(name, "slow_drip", interval_s=1.3)
+        seen = await asyncio.gather(*(ask(its.port, request(tokens=4)) for _ in range(4)))
+        assert [each.outcome for each in seen] == ["ok"] * 4
+        assert all(each.took_s > 3.8 for each in seen)
+        assert sum(engine["total"] for engine in engines.truth().values()) == 4
+        assert its.metric("ai_lb_health_changes_total") == 0
+        and_nothing_is_left(its)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+async def test_an_honest_first_token_after_120_s_and_pauses_of_100_s_are_not_faults(tmp_path: Path) -> None:
+    slow = ("--ttft", "120", "--tpot", "0.01")
+    with Engines(2, *slow) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        engines.fault("sim-2", "slow_drip", interval_s=100)
+        requests = [request(tokens=2) for _ in range(4)]
+        seen = await asyncio.gather(*(ask(balancer.port, each, within_s=390) for each in requests))
+        assert [each.outcome for each in seen] == ["ok"] * 4
+        assert max(each.took_s for each in seen) > 210
+        assert sum(engine["total"] for engine in engines.truth().values()) == 4
+        assert balancer.metric("ai_lb_health_changes_total") == 0
+        and_nothing_is_left(balancer)
+
+
+async def test_a_stream_that_stalls_is_cut_and_seen_as_cut(tmp_path: Path) -> None:
+    config = {"timeouts": {"stream_idle": 1}}
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
+        for name in engines.names:
+            engines.fault(name, "hang_mid_stream", chunks=2)
+        seen = await asyncio.gather(*(ask(its.port, request()) for _ in range(6)))
+        assert [each.outcome for each in seen] == ["cut"] * 6
+        assert all(0.9 < each.took_s < 4 for each in seen), [each.took_s for each in seen]
+        assert not any(b"[DONE]" in each.raw for each in seen)
+        wait_until(
+            lambda: not any(engine["open"] for engine in engines.truth().values()),
+            within_s=2,
+            what="the engines see that nobody listens",
+        )
+        and_nothing_is_left(its)
+
+
+async def comments_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One token, then comments for ever, as engines send them to keep a connection open."""
+    writer.write(SSE_HEAD + chunk())
+    while not reader.at_eof():
+        writer.write(chunk(b": ping\n\n"))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def test_comments_are_no_progress_of_a_stream(tmp_path: Path) -> None:
+    config = {"timeouts": {"stream_idle": 1}}
+    async with ScriptedEngine(comments_only) as engine, AsyncExitStack() as stack:
+        balancer = Balancer(tmp_path, settings([engine.endpoint], **config))
+        its = await stack.enter_async_context(served(balancer))
+        seen = await ask(its.port, request())
+        assert seen.outcome == "cut"
+        assert seen.took_s < 4
+        assert b": ping" in seen.body
+        await asyncio.to_thread(and_nothing_is_left, its)
+
+
+async def test_a_first_token_that_is_too_late_for_the_time_out_gives_504_once(tmp_path: Path) -> None:
+    config = {"timeouts": {"ttft_timeout": 1}}
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
+        # A frozen engine sends headers, which are no token.
+        for name, fault in zip(engines.names, ("hang", "freeze"), strict=True):
+            engines.fault(name, fault)
+        requests = [request(stream=number % 2 == 0) for number in range(4)]
+        seen = await asyncio.gather(*(ask(its.port, each) for each in requests))
+        assert [each.outcome for each in seen] == ["504"] * 4
+        assert all(0.9 < each.took_s < 3 for each in seen)
+        assert all(b"127.0.0.1" not in each.raw for each in seen)
+        truth = engines.truth()
+        assert sum(engine["total"] for engine in truth.values()) == 4  # not tried again
+        assert ejections(its) == 0
+        for name in engines.names:
+            engines.fault(name, "none")
+        assert (await ask(its.port, request())).outcome == "ok"
+        and_nothing_is_left(its)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_a_frozen_engine_gets_no_request_after_130_s(tmp_path: Path) -> None:
+    with Engines(2, *QUICK) as engines:
+        config = settings(engines.endpoints()) | {
+            "lb_policy": "endpoint_metrics",
+            "lb_config": {"metricPolicy": "default"},
+            "timeouts": {"ttft_timeout": 1},
+        }
+        with Balancer(tmp_path, config) as balancer:
+            engines.fault("sim-1", "freeze")
+            async with Clients(balancer, per_s=5) as clients:
+                await asyncio.sleep(135)
+                at = (await asyncio.to_thread(engines.truth))["sim-1"]["total"]
+                await asyncio.sleep(20)
+                after = (await asyncio.to_thread(engines.truth))["sim-1"]["total"]
+            print(f"\nfrozen: {dict(clients.outcomes())}, to it {at}, after 135 s {after - at}")
+            assert after == at
+
+
+# -- 5: all, one, none ---------------------------------------------------------------------------------
+
+
+async def test_all_down_is_told_at_once_and_the_first_that_returns_serves_within_two_seconds(
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as stack:
+        engines = stack.enter_context(Engines(4, *QUICK))  # the last one has the switches
+        balancer = stack.enter_context(Balancer(tmp_path, settings(engines.endpoints()[:3])))
+        assert (await ask(balancer.port, request())).outcome == "ok"
+        for name in engines.names[:3]:
+            engines.fault(name, "refuse")
+        seen = []
+        for _ in range(60):
+            seen.append(await ask(balancer.port, request(stream=False)))
+            await asyncio.sleep(0.05)
+        took = sorted(each.took_s for each in seen)
+        assert {each.outcome for each in seen} == {"503"}
+        assert all(int(each.head["retry-after"]) >= 1 for each in seen)
+        assert all(b"127.0.0.1" not in each.raw for each in seen)
+        assert took[-1] < 1, took[-5:]
+        await asyncio.to_thread(engines.fault, "sim-2", "none")
+        returned = time.monotonic()
+        while (await ask(balancer.port, request(stream=False))).outcome != "ok":
+            assert time.monotonic() - returned < 3
+            await asyncio.sleep(0.02)
+        again_s = time.monotonic() - returned
+        print(f"\nall down: p99 {took[-1] * 1e3:.0f} ms; first success after {again_s:.2f} s")
+        assert again_s < 2
+        and_nothing_is_left(balancer)
+
+
+async def test_the_only_engine_is_asked_however_often_it_fails(tmp_path: Path) -> None:
+    with Engines(1, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        engines.fault("sim-1", "error_500", delay_s=0.005)
+        seen = [await ask(balancer.port, request(stream=number % 2 == 0)) for number in range(30)]
+        assert [each.outcome for each in seen] == ["500"] * 30
+        assert engines.truth()["sim-1"]["total"] == 30
+        engines.fault("sim-1", "none")
+        assert (await ask(balancer.port, request())).outcome == "ok"
+        assert ejections(balancer) == 0
+        and_nothing_is_left(balancer)
+
+
+async def test_without_any_engine_the_balancer_lives_and_says_so(tmp_path: Path) -> None:
+    with Balancer(tmp_path, settings([])) as balancer:
+        seen = [await ask(balancer.port, request(stream=number % 2 == 0)) for number in range(20)]
+        assert [each.outcome for each in seen] == ["503"] * 20
+        assert all(b"no_endpoint" in each.body and "retry-after" in each.head for each in seen)
+        assert balancer.process is not None
+        assert balancer.process.poll() is None
+        and_nothing_is_left(balancer)
+
+
+async def test_many_client_errors_are_no_failure_of_an_engine(tmp_path: Path) -> None:
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        wrong = request().replace(b'"max_tokens":10', b'"max_tokens":-1')
+        seen = [await ask(balancer.port, wrong) for _ in range(60)]
+        assert {each.status for each in seen} == {400}
+        assert balancer.metric("ai_lb_health_changes_total") == 0
+        and_nothing_is_left(balancer)
+
+
+# -- 6: cut streams ------------------------------------------------------------------------------------
+
+
+async def cut_streams(folder: Path, count: int) -> None:
+    """Streams cut by FIN and RST, after few and many tokens, and at the end by the death of the engine."""
+    with ExitStack() as stack:
+        engines = stack.enter_context(
+            Engines(1, "--ttft", "0.005", "--tpot", "0.002", "--max-num-seqs", "600")
+        )
+        balancer = stack.enter_context(Balancer(folder, settings(engines.endpoints())))
+        seen: list[Seen] = []
+        for number in range(10):
+            fault = ("close_mid_stream", "reset_mid_stream")[number % 2]
+            await asyncio.to_thread(engines.fault, "sim-1", fault, chunks=number + 1)
+            for _ in range(count // 200):
+                seen += await asyncio.gather(*(ask(balancer.port, request(tokens=40)) for _ in range(10)))
+        await asyncio.to_thread(engines.fault, "sim-1", "hang_mid_stream", chunks=5)
+        open_ones = [asyncio.create_task(ask(balancer.port, request())) for _ in range(count // 2)]
+        await eventually(
+            lambda: engines.truth()["sim-1"]["open"] == count // 2, within_s=20, what="streams are open"
+        )
+        await asyncio.sleep(0.3)
+        kill_it(engines)
+        seen += await asyncio.gather(*open_ones)
+        assert len(seen) == count // 200 * 100 + count // 2
+        assert Counter(each.outcome for each in seen) == {"cut": len(seen)}
+        assert not any(b"[DONE]" in each.raw or each.raw.endswith(b"0\r\n\r\n") for each in seen)
+        and_nothing_is_left(balancer)
+
+
+async def test_100_of_100_cut_streams_are_seen_as_cut(tmp_path: Path) -> None:
+    await cut_streams(tmp_path, 200)
+
+
+@pytest.mark.long
+async def test_1000_of_1000_cut_streams_are_seen_as_cut(tmp_path: Path) -> None:
+    await cut_streams(tmp_path, 1000)
+
+
+# -- clients that leave while another endpoint is sought -----------------------------------------------
+
+
+async def reset_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def headers_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE_HEAD)
+    await reader.read()
+
+
+async def unavailable_without_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 503 X\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"a"))
+    await reader.read()
+
+
+STAGES = {
+    "connecting": (None, scripts.hang),
+    "before-headers": (scripts.hang, scripts.hang),
+    "held-stream": (headers_only, headers_only),
+    "held-refusal": (unavailable_without_end, scripts.hang),
+    "second-endpoint": (reset_once, scripts.hang),
+    "second-endpoint-mid-stream": (reset_once, scripts.hang_mid_stream),
+}
+"""When the clients leave: what the first endpoint does, None for not even accepting, and the second."""
+
+
+@contextlib.asynccontextmanager
+async def served(balancer: Balancer) -> AsyncIterator[Balancer]:
+    """The balancer before engines that live in this test's own loop, which must not be blocked."""
+    await asyncio.to_thread(balancer.start)
+    try:
+        yield balancer
+    finally:
+        await asyncio.to_thread(balancer.stop)
+
+
+async def test_a_client_that_leaves_at_any_stage_is_forgotten_and_the_engines_see_it(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        hole = stack.enter_context(BlackHole())
+        engines: dict[str, list[ScriptedEngine]] = {}
+        clusters = {}
+        for stage, (first, second) in STAGES.items():
+            pair = [ScriptedEngine(first or scripts.hang), ScriptedEngine(second)]
+            engines[stage] = [await stack.enter_async_context(engine) for engine in pair]
+            port = hole if first is None else pair[0].port
+            # The weight makes it the first choice for all but one of them.
+            endpoints = [
+                {"name": f"{stage}-1", "url": f"http://127.0.0.1:{port}", "weight": 1000},
+                {"name": f"{stage}-2", "url": f"http://127.0.0.1:{pair[1].port}"},
+            ]
+            health = {"max_ejected": 0, "max_ghost_s": 0}
+            clusters[stage] = {"endpoints": endpoints, "health": health}
+        routes = [{"name": each, "match": {"paths": [f"/{each}/*"]}, "cluster": each} for each in STAGES]
+        config = settings([]) | {"clusters": clusters, "routes": routes}
+        balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
+
+        def heads() -> dict[str, int]:
+            return {stage: sum(len(engine.heads) for engine in pair) for stage, pair in engines.items()}
+
+        async def leave(stage: str) -> None:
+            writers = []
+            for _ in range(5):
+                _, writer = await asyncio.open_connection("127.0.0.1", balancer.port)
+                writer.write(request(path=f"/{stage}/v1/chat/completions".encode()))
+                writers.append(writer)
+            try:
+                await asyncio.to_thread(
+                    wait_until,
+                    lambda: balancer.metric("ai_lb_in_flight", cluster=stage) == 5,
+                    within_s=3,
+                    what=f"all are placed: {stage}",
+                )
+                await asyncio.sleep(0.05 if stage == "held-refusal" else 0.3)
+            finally:
+                for writer in writers:
+                    writer.close()
+
+        # Where connecting takes time, it is to go on after they left.
+        for stage in STAGES:
+            await leave(stage)
+        await eventually(lambda: balancer.in_flight() == 0, within_s=3, what="no request is counted")
+        async with asyncio.timeout(3):
+            while any(engine.open for pair in engines.values() for engine in pair):
+                await asyncio.sleep(0.01)
+        seen = heads()
+        assert seen["connecting"] <= 1
+        assert seen["second-endpoint"] >= 6  # more than the requests: some were sent again
+        await asyncio.to_thread(and_nothing_is_left, balancer)
+        await asyncio.sleep(1.2)
+        assert heads() == seen  # none goes on without its client
+
+
+async def test_clients_that_leave_amid_failing_engines_leave_no_count(tmp_path: Path) -> None:
+    dice = random.Random(5)
+    with Engines(4, *QUICK) as engines, BlackHole() as hole:
+        endpoints = [
+            *engines.endpoints(),
+            {"name": "hole", "url": f"http://127.0.0.1:{hole}"},
+            {"name": "nobody", "url": f"http://127.0.0.1:{free_port()}"},
+        ]
+        with Balancer(tmp_path, settings(endpoints, {"max_ejected": 0, "panic_below": 0})) as balancer:
+            for name, fault in (("sim-1", "reset_before_headers"), ("sim-2", "sse_error"), ("sim-3", "hang")):
+                engines.fault(name, fault)
+
+            async def leave() -> None:
+                with contextlib.suppress(TimeoutError):
+                    await ask(balancer.port, request(), within_s=dice.uniform(0.001, 0.3))
+
+            for _ in range(12):
+                await asyncio.gather(*(leave() for _ in range(25)))
+            await eventually(lambda: balancer.in_flight() == 0, within_s=4, what="no request is counted")
+            await eventually(
+                lambda: not any(engine["open"] for engine in engines.truth().values()),
+                within_s=2,
+                what="the engines see that the clients left",
+            )
+            and_nothing_is_left(balancer)
+
+
+def test_a_port_of_the_black_hole_accepts_nobody() -> None:
+    with BlackHole() as hole, socket.socket() as client:
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.connect(("127.0.0.1", hole))
