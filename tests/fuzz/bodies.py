@@ -1,0 +1,44 @@
+"""Coverage-guided fuzzing of what reads bodies and streams: `python -m tests.fuzz.bodies -runs=1000000`.
+
+Needs `pip install -e '.[fuzz]'` (atheris); the arguments are libFuzzer's. Starts from `tests/fuzz/corpus`.
+"""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["lb_core.request", "lb_core.skim", "lb_core.sse"]):
+    from lb_core.request import parse
+    from lb_core.sse import SseMeter, usage_of_json
+
+CORPUS = Path(__file__).parent / "corpus"
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
+ENCODINGS = ("", "", "", "gzip", "deflate", "br", "zstd")
+
+_loop = asyncio.new_event_loop()
+
+
+def one(data: bytes) -> None:
+    """Any bytes, as a body of any API and as a stream: nothing raises, nothing is changed."""
+    before = bytes(data)
+    choice = data[0] if data else 0
+    headers = {"content-encoding": ENCODINGS[choice % len(ENCODINGS)]}
+    request = _loop.run_until_complete(parse(PATHS[choice % len(PATHS)], headers, data))
+    if request is not None:
+        repr(request)
+        request.segments()
+    usage_of_json(data)
+    meter = SseMeter()
+    for start in range(0, len(data), 1 + choice):
+        meter.feed(data[start : start + 1 + choice], float(start))
+    meter.close()
+    assert data == before
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as found:  # libFuzzer writes what it finds into the first folder
+        atheris.Setup([*sys.argv, found, str(CORPUS)], one)
+        atheris.Fuzz()
