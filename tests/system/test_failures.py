@@ -476,7 +476,7 @@ async def test_a_frozen_engine_gets_no_request_after_130_s(tmp_path: Path) -> No
     with Engines(2, *QUICK) as engines:
         config = settings(engines.endpoints()) | {
             "lb_policy": "endpoint_metrics",
-            "lb_config": {"metricPolicy": "default"},
+            "lb_config": {"metric_policy": "default"},
             "timeouts": {"ttft_timeout": 1},
         }
         with Balancer(tmp_path, config) as balancer:
