@@ -217,6 +217,10 @@ async def without_pages(folder: Path, number: int, *, clients: int) -> tuple[flo
                     await ask(client, balancer, body(tokens=5))
             for name in fleets[1].names:
                 fleets[1].fault(name, "none", metrics="hang")
+            # Pages do not grow old at the same moment: until all have, those with one are preferred.
+            async with asyncio.timeout(10):
+                while (await ask(client, balancers[1], body(tokens=5))).reason != "all_stale":
+                    await asyncio.sleep(0.05)
 
             async def keep_asking() -> None:
                 for turn in range(number // clients):
@@ -225,8 +229,8 @@ async def without_pages(folder: Path, number: int, *, clients: int) -> tuple[flo
 
             await asyncio.gather(*(keep_asking() for _ in range(clients)))
         assert {answer.status for side in answers for answer in side} == {200}
-        assert without[-1].reason == "all_stale", "in-flight counts decide"
-        assert with_pages[-1].reason != "all_stale"
+        assert {answer.reason for answer in without} == {"all_stale"}, "in-flight counts decide"
+        assert Counter(answer.reason for answer in with_pages)["all_stale"] < number / 2
         spread = Counter(answer.endpoint for answer in without)
         assert min(spread[name] for name in fleets[1].names) > 0.2 * number, spread
         log = balancers[1].log()
