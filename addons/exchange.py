@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mitmproxy import http
 
-from addons.failover_timers import FirstByteTimeout, IdleTimeout
+from addons.failover_timers import FirstByteTimeout, StreamWatch
 from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers
 from lb_core import record
 from lb_core.balancer import Balancer
@@ -52,7 +52,7 @@ class Exchange:
         self._failure: Failure | None = None
         self._failed: list[Record] = []
         self._idle_s = timeouts.stream_idle_s
-        self._idle: IdleTimeout | None = None
+        self._watch: StreamWatch | None = None
         self._first_byte: FirstByteTimeout | None = None
         # mitmproxy sends replays through a layer of its own, which no timer reaches.
         if timeouts.ttft_timeout_s is not None and flow.is_replay is None:
@@ -81,7 +81,7 @@ class Exchange:
         """That attempt, for the health of its endpoint."""
         error_event = failure.cause is Cause.ERROR_EVENT
         return Outcome(
-            Ending.ABANDONED if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED,
+            Ending.TIMED_OUT if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED,
             status=200 if error_event else failure.status,
             error=str(failure.cause),
             connected=failure.cause not in (Cause.CONNECT, Cause.CONNECT_TIMEOUT),
@@ -131,8 +131,10 @@ class Exchange:
         if _is_stream(headers):
             self._meter = SseMeter()
             response.stream = self._feed
-            if self._idle_s is not None and self.flow.is_replay is None:
-                self._idle = IdleTimeout(self.flow, self._idle_s, self._progress)
+            if self.flow.is_replay is None:
+                self._watch = StreamWatch(
+                    self.flow, self._events_of_content, idle_s=self._idle_s, progressed=self._progressed
+                )
         elif not _is_short(headers.get("content-length")):
             response.stream = True
         drop_own_headers(headers)
@@ -146,7 +148,7 @@ class Exchange:
 
     def ended(self, ending: Ending) -> Outcome:
         """Sum up, and write it into the flow."""
-        for timer in (self._first_byte, self._idle):
+        for timer in (self._first_byte, self._watch):
             if timer is not None:
                 timer.stop()
         outcome = self._outcome(ending, self._clock() - self.placement.started)
@@ -182,7 +184,10 @@ class Exchange:
             error_code=int(said) if said is not None and said.isdecimal() else None,
         )
 
-    def _progress(self) -> int | None:
+    def _progressed(self) -> None:
+        self._balancer.progressed(self.placement)
+
+    def _events_of_content(self) -> int | None:
         meter = self._meter
         return meter.events if meter is not None and meter.first_content_at is not None else None
 

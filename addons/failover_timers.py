@@ -8,6 +8,7 @@ too, without the end of the body, so that the client knows it for cut.
 import asyncio
 import time
 from collections.abc import Callable
+from math import inf
 
 from mitmproxy import ctx, http
 from mitmproxy.connection import Client, Server
@@ -114,23 +115,31 @@ class FirstByteTimeout:
             self._timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._fire)
 
 
-class IdleTimeout:
-    """Ends a stream without progress. `stop` it at the end of the flow.
+class StreamWatch:
+    """Tells of a stream's progress, and ends the stream when there is none. `stop` it at the end of the flow.
 
-    `progress` gives a number that grows with each event that counts, None before the first. It is looked
-    at now and then instead of being told of each chunk, so a stream lives up to 5 s, or a quarter of
-    `seconds`, longer than that.
+    `events` gives a number that grows with each event that counts, None before the first. It is looked at
+    now and then instead of being told of each chunk, so a stream lives up to 5 s, or a quarter of `idle_s`,
+    longer than that. `idle_s` None ends no stream.
     """
 
-    def __init__(self, flow: http.HTTPFlow, seconds: float, progress: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        flow: http.HTTPFlow,
+        events: Callable[[], int | None],
+        *,
+        idle_s: float | None,
+        progressed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.fired = False
         self._flow = flow
-        self._seconds = seconds
-        self._progress = progress
+        self._events = events
+        self._idle_s = inf if idle_s is None else idle_s
+        self._progressed = progressed
         self._seen: int | None = None
         self._loop = asyncio.get_running_loop()
         self._changed = self._loop.time()
-        self._pause = min(5.0, seconds / 4)
+        self._pause = min(5.0, self._idle_s / 4)
         self._timer = self._loop.call_later(self._pause, self._look)
 
     def stop(self) -> None:
@@ -140,10 +149,12 @@ class IdleTimeout:
     def _look(self) -> None:
         if not self._flow.live:
             return
-        now, progress = self._loop.time(), self._progress()
-        if progress is None or progress != self._seen:
-            self._seen, self._changed = progress, now
-        elif now - self._changed >= self._seconds:
+        now, events = self._loop.time(), self._events()
+        if events is None or events != self._seen:
+            if events is not None:
+                self._progressed()
+            self._seen, self._changed = events, now
+        elif now - self._changed >= self._idle_s:
             self.fired = True
             if cut(self._flow):
                 return

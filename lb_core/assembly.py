@@ -124,6 +124,7 @@ class Assembly:
             new_finder=new_finder,
         )
         board.on_change = partial(_engine_changed, cluster)
+        board.on_step = health.stepped
         return cluster
 
     def checker(self, cluster: Cluster) -> Checker | None:

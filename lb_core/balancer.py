@@ -14,7 +14,7 @@ from typing import Self
 from lb_core.cluster import Cluster
 from lb_core.engines.shares import RecentChoices
 from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Saturated
-from lb_core.health import IGNORED, Attempt, Verdict, judge
+from lb_core.health import IGNORED, Attempt, Verdict, Work, judge
 from lb_core.policies import ClusterPolicy, Policy
 from lb_core.request import LLMRequest
 from lb_core.services import ServiceBoard
@@ -139,6 +139,11 @@ class Balancer:
         if (home := self._homes.get(placement.request.id)) is not None:
             home.attempt.content()
 
+    def progressed(self, placement: Placement) -> None:
+        """More of its stream came; said now and then, not for each event."""
+        if (home := self._homes.get(placement.request.id)) is not None:
+            home.attempt.progressed()
+
     async def retry(self, placement: Placement, outcome: Outcome) -> Placement | None:
         """Place the request at another endpoint, in the order of its decision; the slot is moved in one step.
 
@@ -162,7 +167,7 @@ class Balancer:
                 return None
             tier, endpoint = placed[0], placed[1].endpoint
             home.tried.add(endpoint.name)
-            attempt = await cluster.health.admit(endpoint.name, eligible)
+            attempt = await cluster.health.admit(endpoint.name, eligible, _work(placement.request))
             if attempt is not None:
                 break
         home.attempt = attempt
@@ -204,7 +209,7 @@ class Balancer:
                 raise Saturated("No endpoint has room for a request that may be refused.")
             lease = await cluster.store.acquire(request.id, decision, request.tie)
             try:
-                attempt = await cluster.health.admit(lease.endpoint.name, eligible)
+                attempt = await cluster.health.admit(lease.endpoint.name, eligible, _work(request))
             except BaseException:
                 cluster.store.release(lease.id)
                 raise
@@ -259,6 +264,12 @@ class Balancer:
             if route.match.takes(request):
                 return route
         raise NoRoute("No route matches this host, path and model.")
+
+
+def _work(request: Request) -> Work:
+    if request.llm is None:
+        return Work.OTHER
+    return Work.STREAM if request.llm.stream else Work.ANSWER
 
 
 def _verdict(outcome: Outcome) -> Verdict:

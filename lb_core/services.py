@@ -211,7 +211,7 @@ class ServiceBoard:
 
 
 def _sample(outcome: Outcome, now: float) -> _Sample | None:
-    if outcome.ending in {Ending.CLIENT_LEFT, Ending.ABANDONED}:
+    if outcome.ending in {Ending.CLIENT_LEFT, Ending.TIMED_OUT, Ending.ABANDONED}:
         return None
     status = outcome.status
     if status is not None and 400 <= status < 500:

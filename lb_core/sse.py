@@ -39,7 +39,7 @@ class SseMeter:
     def __init__(self) -> None:
         self.chunks = 0
         self.events = 0
-        """Events with data. Comments are none."""
+        """Events with data: what a stream's progress is told by. Comments and pings are none."""
         self.first_content_at: float | None = None
         """The time of the first event in which the model says something; no role, ping, comment or error."""
         self.usage = Usage()
@@ -104,7 +104,7 @@ class SseMeter:
         large = len(block) > EVENT_LIMIT
         if large:
             block = block[:EVENT_LIMIT]
-        if not (block.startswith(b"data:") or b"\ndata:" in block):
+        if not (block.startswith(b"data:") or b"\ndata:" in block) or _is_ping(block):
             return
         self.events += 1
         if large:
@@ -148,6 +148,7 @@ def _matters(text: bytes) -> bool:
             b'"usage"' in text
             and text.count(b'"usage"') > text.count(b'"usage":null') + text.count(b'"usage": null')
         )
+        or b'"ping"' in text
         or b"[DONE]" in text
         or b"message_stop" in text
         or (
@@ -157,6 +158,14 @@ def _matters(text: bytes) -> bool:
             )
         )
     )
+
+
+def _is_ping(block: bytes) -> bool:
+    """Tell if it is the event with which Anthropic's API keeps a connection open."""
+    if b"ping" not in block:
+        return False
+    name, data = _fields(block)
+    return name == "ping" or (_object(data) or {}).get("type") == "ping"
 
 
 def _fields(block: bytes) -> tuple[str, bytes]:

@@ -199,6 +199,8 @@ class Ending(enum.StrEnum):
     CLIENT_LEFT = "client_left"
     UPSTREAM_FAILED = "upstream_failed"
     """Refused, reset, cut, or not HTTP."""
+    TIMED_OUT = "timed_out"
+    """Given up: nothing came within the route's own time-out."""
     ABANDONED = "abandoned"
     """The proxy gave up without telling which; found by the backstop."""
 

@@ -32,7 +32,8 @@ class EnginePage(Collector):
     def collect(self) -> Iterator[Metric]:
         engine, counters = self._engine, self._engine.counters
         # A vLLM front end whose worker hangs has nothing to report, and reports it as zero.
-        running, waiting = (0, 0) if engine.frozen else (engine.running, engine.waiting)
+        alive = not engine.frozen
+        running, waiting = (engine.running, engine.waiting) if alive else (0, 0)
         yield self._gauge("num_requests_running", "Number of requests in model execution batches.", running)
         yield self._gauge("num_requests_waiting", "Number of requests waiting to be processed.", waiting)
         yield self._gauges(
@@ -48,7 +49,9 @@ class EnginePage(Collector):
             {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
         )
         yield self._gauge(
-            "kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", engine.cache.usage
+            "kv_cache_usage_perc",
+            "KV-cache usage. 1 means 100 percent usage.",
+            engine.cache.usage if alive else 0,
         )
         yield self._counter(
             "prefix_cache_queries",

@@ -35,7 +35,8 @@ class Board:
     """The newest page of each endpoint, own requests since, and the states that follow.
 
     `clock` is the balancer's and the scraper's. `on_change` hears of every change of an engine's health, as
-    (endpoint, change); after RESTARTED and ASLEEP nothing is left of what the engine had cached.
+    (endpoint, change); after RESTARTED and ASLEEP nothing is left of what the engine had cached. `on_step`
+    hears of every page by which an engine has done something since the page before.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Board:
         clock: Callable[[], float],
         stale_after_s: float = STALE_AFTER_S,
         on_change: Callable[[str, Change], None] = lambda endpoint, change: None,
+        on_step: Callable[[str], None] = lambda endpoint: None,
     ) -> None:
         self._clock = clock
         self._stale_after_s = stale_after_s
         self.on_change = on_change
+        self.on_step = on_step
         self._engines: dict[str, _Engine] = {}
 
     def take(self, scrape: Scrape) -> None:
@@ -67,6 +70,8 @@ class Board:
         self._tell_missing(scrape.endpoint, engine, (*absent, *metrics.absent))
         for change in engine.watch.observe(metrics, len(engine.placed) - engine.since):
             self._tell_change(scrape.endpoint, change)
+        if engine.watch.stepped:
+            self.on_step(scrape.endpoint)
 
     def placed(self, endpoint: str, lease_id: str) -> None:
         """A request was placed at an endpoint; `finished` must follow."""

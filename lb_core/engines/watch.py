@@ -39,6 +39,8 @@ class Watch:
     def __init__(self, *, window_s: float = STALL_WINDOW_S, windows: int = STALL_WINDOWS) -> None:
         self.asleep = False
         self.stalled = False
+        self.stepped = False
+        """Between the last two pages it did something."""
         self._window_s = window_s
         self._windows = windows
         self._pulse: _Pulse | None = None
@@ -80,9 +82,11 @@ class Watch:
         return fell or other
 
     def _stalls(self, metrics: EngineMetrics, in_flight: int) -> bool:
+        self.stepped = False
         if metrics.progress is None:  # no verdict; what is not known ends nothing and begins nothing
             return self.stalled
         pulse = _Pulse(metrics.progress, metrics.generated_tokens, metrics.kv_usage)
+        self.stepped = self._pulse is not None and pulse != self._pulse
         working = (metrics.running or 0) > 0 or in_flight > 0
         if not working or self.asleep or pulse != self._pulse:
             self._pulse, self._since, self._still = pulse, metrics.at, 0

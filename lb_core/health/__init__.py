@@ -1,6 +1,6 @@
 """Which endpoints may be given requests: outlier ejection, rest, slow start, panic, active checks."""
 
-from lb_core.health.attempt import Attempt
+from lb_core.health.attempt import Attempt, Work
 from lb_core.health.checks import Checker
 from lb_core.health.config import ChecksConfig, HealthConfig
 from lb_core.health.member import Change, State
@@ -24,6 +24,7 @@ __all__ = [
     "ProbeGate",
     "State",
     "Verdict",
+    "Work",
     "judge",
     "rest_seconds",
 ]

@@ -63,5 +63,9 @@ class HealthConfig:
     max_ghost_s: NotNegative = 10.0
     """A failure goes on counting as a request in flight for the mean duration of requests, at most this
     long. Else least request prefers whoever fails fastest."""
+    silent_s: Annotated[float, Field(ge=1, le=86_400)] | None = 125.0
+    """An endpoint that sends no token for so long, though streams wait there for their first one, is ejected
+    for `max_ejection_s`; a token of any stream brings it back. An honest first token may take 120 s. None
+    never does."""
     checks: ChecksConfig | None = None
     """None makes no active checks."""

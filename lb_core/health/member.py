@@ -8,6 +8,7 @@ from math import inf
 
 from lb_core.health.config import ChecksConfig, HealthConfig
 from lb_core.health.outlier import Outlier, Phase
+from lb_core.health.silence import Silence
 from lb_core.types import Endpoint
 
 REFUSED_RECENTLY_S = 2.0
@@ -54,6 +55,7 @@ class Member:
         self.name = endpoint.name
         self.weight = endpoint.weight
         self.outlier = Outlier(config, dice)
+        self.silence = Silence()
         self.draining = False
         self.sleeping = False
         self.stalled = False

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
-from lb_core.health.attempt import Attempt
+from lb_core.health.attempt import Attempt, Work
 from lb_core.health.config import ChecksConfig, HealthConfig
 from lb_core.health.member import DENIED_S, Change, Member, State, change_of
-from lb_core.health.outlier import Phase
+from lb_core.health.outlier import SILENT, Phase
 from lb_core.health.probes import PROBE_TTL_S, LocalProbes, ProbeGate
-from lb_core.health.selection import Eligibility, Selection, may_eject, select, slow_start_loads
+from lb_core.health.selection import Eligibility, Views, may_eject, slow_start_loads
 from lb_core.health.verdict import Kind, Verdict
 from lb_core.types import Endpoint
 
+_PROBED = 1 / 25
+"""Of `silent_s`: how long a probe of an engine that hung must have waited to tell that it still does."""
 _SMOOTHING = 0.1
 """Of the mean duration: about the last twenty requests."""
-_REMEMBERED_SUBSETS = 256
-"""Clients choose models, and models subsets, so what is remembered by them is bounded."""
 
 
 class Health:
@@ -47,11 +47,10 @@ class Health:
         self._gate = gate or LocalProbes()
         self._members = {each.name: Member(each, config, dice) for each in endpoints}
         self._mean_s: float | None = None
-        self._version = 0
         self._panic = False
         self._due = -inf
         self._ramps_until = -inf
-        self._selected: dict[frozenset[str] | None, tuple[Selection, Eligibility]] = {}
+        self._views = Views()
         self._now_eligible: Eligibility | None = None
 
     # -- before a request -------------------------------------------------------------------------
@@ -68,9 +67,7 @@ class Health:
             self._review(now)
         if self._now_eligible is not None:
             return self._now_eligible
-        if (known := self._selected.get(among)) is None:
-            known = self._select(among, now)
-        selection, eligible = known
+        selection, eligible = self._views.of(among, self._members.values(), now, self.config)
         if now >= self._ramps_until and not selection.probes:
             return eligible
         loads = dict(eligible.virtual_loads)
@@ -78,7 +75,7 @@ class Health:
             loads[name] = loads.get(name, 0.0) + load
         return replace(eligible, virtual_loads=loads) if loads else eligible
 
-    async def admit(self, name: str, eligible: Eligibility) -> Attempt | None:
+    async def admit(self, name: str, eligible: Eligibility, work: Work = Work.OTHER) -> Attempt | None:
         """Begin an attempt at an endpoint chosen by `eligible`; None if it must go elsewhere.
 
         That is so when the endpoint is gone, or when its one probe is under way, here or at another
@@ -87,9 +84,9 @@ class Health:
         member = self._members.get(name)
         if member is None or not member.present:
             return None
-        attempt = Attempt(self, member, self._clock())
+        attempt = Attempt(self, member, self._clock(), work)
         if name not in eligible.probes or member.sound:
-            return attempt
+            return attempt.begin()
         if member.probe is not None or member.outlier.shut:
             return None
         member.probe = attempt
@@ -102,7 +99,7 @@ class Health:
                 member.probe = None
                 member.denied_until = self._clock() + DENIED_S
                 self._touch(member)
-        return attempt if claimed else None
+        return attempt.begin() if claimed else None
 
     # -- what attempts tell -----------------------------------------------------------------------
 
@@ -120,10 +117,21 @@ class Health:
             self._review(now)
         return tick
 
+    def alive(self, member: Member) -> None:
+        """Its engine says something; for `Attempt`."""
+        now = self._clock()
+        member.silence.alive(now)
+        if member.outlier.alive(now):
+            member.ramp_from = now
+            self._touch(member)
+            self._review(now)
+
     def ended(self, member: Member, attempt: Attempt, verdict: Verdict) -> None:
         """Count the end of an attempt; for `Attempt`."""
         now = self._clock()
-        if verdict.kind is Kind.SUCCESS:
+        if verdict.kind in {Kind.IGNORED, Kind.TIMED_OUT}:
+            self._given_up(member, attempt, verdict, now)
+        elif verdict.kind is Kind.SUCCESS:
             mean, took = self._mean_s, now - attempt.started
             self._mean_s = took if mean is None else mean + _SMOOTHING * (took - mean)
         elif verdict.kind is Kind.BUSY:
@@ -145,11 +153,26 @@ class Health:
             reason = outlier.refused(now, attempt.started)
         else:
             reason = outlier.failed(now, attempt.started, endpoints=len(self._members))
-        if reason is not None and (
-            outlier.phase is not Phase.HEALTHY or may_eject(self._members.values(), reason, self.config)
-        ):
-            outlier.eject(now, reason)
+        self._eject(member, reason, now)
         self._touch(member)
+
+    def _given_up(self, member: Member, attempt: Attempt, verdict: Verdict, now: float) -> None:
+        """Nothing came of an attempt in time, or its client did not wait for it."""
+        silent_s, outlier = self.config.silent_s, member.outlier
+        if silent_s is None or attempt.answered or attempt.work is Work.OTHER:
+            return
+        member.silence.given_up(now, attempt.started, silent_s)
+        hangs = verdict.kind is Kind.TIMED_OUT or now - attempt.started >= _PROBED * silent_s
+        if hangs and member.probe is attempt and outlier.reason == SILENT:
+            self._eject(member, outlier.silent(now), now)
+
+    def _eject(self, member: Member, reason: str | None, now: float) -> None:
+        if reason is None:
+            return
+        outlier, members = member.outlier, self._members.values()
+        if outlier.phase is not Phase.HEALTHY or may_eject(members, reason, self.config):
+            outlier.eject(now, reason)
+            self._touch(member)
 
     def _free_probe(self, member: Member, attempt: Attempt) -> None:
         if member.probe is attempt:
@@ -207,6 +230,11 @@ class Health:
             self._touch(member)
             self.review()
 
+    def stepped(self, name: str) -> None:
+        """By its metrics its engine does something. Unknown names are ignored."""
+        if (member := self._members.get(name)) is not None:
+            self.alive(member)
+
     def checked(self, name: str, good: bool) -> None:
         """One active check. Unknown names are ignored."""
         member = self._members.get(name)
@@ -234,7 +262,12 @@ class Health:
 
     def tick(self) -> None:
         """Notice what changed by time; once a second, so that it is told also while there are no requests."""
-        if self._clock() >= self._due:
+        now, silent_s = self._clock(), self.config.silent_s
+        if silent_s is not None:
+            for member in self._members.values():
+                if member.silence.lasts(now, silent_s):
+                    self._eject(member, member.outlier.silent(now), now)
+        if now >= self._due:
             self.review()
 
     def states(self) -> Mapping[str, State]:
@@ -246,8 +279,7 @@ class Health:
         self._review(self._clock())
 
     def _review(self, now: float) -> None:
-        self._version += 1
-        self._selected.clear()
+        self._views.clear()
         self._now_eligible = None
         noisy = [member for member in self._members.values() if not member.quiet]
         for member in noisy:
@@ -256,7 +288,7 @@ class Health:
             if state is not member.shown:
                 before, member.shown = member.shown, state
                 self._on_change(change_of(member, before))
-        selection, eligible = self._select(None, now)
+        selection, eligible = self._views.of(None, self._members.values(), now, self.config)
         self._ramps_until = -inf
         turns = []
         for member in noisy:
@@ -272,25 +304,3 @@ class Health:
             self._on_change(Change(None, *told, "share_of_healthy"))
         if not (eligible.out or eligible.probes or eligible.virtual_loads) and now >= self._ramps_until:
             self._now_eligible = eligible
-
-    def _select(self, among: frozenset[str] | None, now: float) -> tuple[Selection, Eligibility]:
-        members = [member for member in self._members.values() if among is None or member.name in among]
-        chosen = select(members, now, self.config)
-        names = frozenset(member.name for member in chosen.available)
-        eligible = Eligibility(
-            self._version,
-            names,
-            frozenset(member.name for member in chosen.probes),
-            {member.name: member.state(now) for member in members if member.name not in names},
-            chosen.panic,
-            chosen.retry_at,
-            {
-                member.name: float(load)
-                for member in chosen.available
-                if not member.quiet and (load := member.ghost_load(now))
-            },
-        )
-        if len(self._selected) >= _REMEMBERED_SUBSETS:
-            self._selected.clear()
-        self._selected[among] = chosen, eligible
-        return chosen, eligible

@@ -6,6 +6,8 @@ from math import inf
 
 from lb_core.health.config import HealthConfig
 
+SILENT = "silent"
+"""The reason of an ejection that any token ends."""
 _BUCKETS = 6
 _HEALTHY_S = 60.0
 """So long in health takes back one doubling of the ejection time."""
@@ -163,15 +165,35 @@ class Outlier:
         self.share.bad(now)
         return self._share_found(now)
 
+    def alive(self, now: float) -> bool:
+        """The engine says something; gives whether the endpoint, ejected for its silence, is back by it."""
+        if self.phase is Phase.HEALTHY or self.reason != SILENT:
+            return False
+        self._enter(Phase.HEALTHY, now)
+        self.until = inf
+        self.reason, self.detail = "recovered", "it sends tokens again"
+        return True
+
+    def silent(self, now: float) -> str | None:
+        """It sends no token; gives the reason for which it should be ejected, if any."""
+        if self.phase is Phase.EJECTED:
+            if self.reason == SILENT:
+                self.until = max(self.until, now + self._config.max_ejection_s)
+            return None
+        return self._found(SILENT, "no token came, though requests waited")
+
     def eject(self, now: float, reason: str) -> None:
-        """Eject, for longer than the last time."""
+        """Eject, for longer than the last time; one that hangs at once for as long as any."""
         if self.phase is Phase.HEALTHY:
             healthy_s = now - self._since
             self._doublings -= min(self._doublings, int(min(healthy_s, 1e9) / _HEALTHY_S))
         config = self._config
-        duration = min(config.ejection_s * 2.0**self._doublings, config.max_ejection_s)
+        if reason == SILENT:
+            duration = config.max_ejection_s  # its probe will hang as long as its client waits
+        else:
+            duration = min(config.ejection_s * 2.0**self._doublings, config.max_ejection_s)
+            self._doublings = min(self._doublings + 1, 30)
         duration *= 1 + _JITTER * (2 * self._dice() - 1)
-        self._doublings = min(self._doublings + 1, 30)
         self._enter(Phase.EJECTED, now)
         self._ejected_at = now
         self.until = now + duration

@@ -7,6 +7,8 @@ from lb_core.health.config import HealthConfig
 from lb_core.health.member import Member, State
 from lb_core.health.outlier import Phase
 
+_REMEMBERED_SUBSETS = 256
+"""Clients choose models, and models subsets, so what is remembered by them is bounded."""
 _NO_LOADS: Mapping[str, float] = {}
 
 
@@ -62,6 +64,46 @@ def select(members: Sequence[Member], now: float, config: HealthConfig) -> Selec
         return Selection(pool, [], panic, min(member.resting_until for member in pool))
     tries = [member for member in present if member.retriable(now)]
     return Selection(tries, tries, panic, None)
+
+
+class Views:
+    """What `Health.eligible` answered, kept until `clear`; the version counts these."""
+
+    def __init__(self) -> None:
+        self._version = 0
+        self._known: dict[frozenset[str] | None, tuple[Selection, Eligibility]] = {}
+
+    def clear(self) -> None:
+        """Something has changed."""
+        self._version += 1
+        self._known.clear()
+
+    def of(
+        self, among: frozenset[str] | None, all_members: Iterable[Member], now: float, config: HealthConfig
+    ) -> tuple[Selection, Eligibility]:
+        """Who of the members with these names is available; None is all."""
+        if (known := self._known.get(among)) is not None:
+            return known
+        members = [member for member in all_members if among is None or member.name in among]
+        chosen = select(members, now, config)
+        names = frozenset(member.name for member in chosen.available)
+        eligible = Eligibility(
+            self._version,
+            names,
+            frozenset(member.name for member in chosen.probes),
+            {member.name: member.state(now) for member in members if member.name not in names},
+            chosen.panic,
+            chosen.retry_at,
+            {
+                member.name: float(load)
+                for member in chosen.available
+                if not member.quiet and (load := member.ghost_load(now))
+            },
+        )
+        if len(self._known) >= _REMEMBERED_SUBSETS:
+            self._known.clear()
+        self._known[among] = chosen, eligible
+        return chosen, eligible
 
 
 def may_eject(members: Iterable[Member], reason: str, config: HealthConfig) -> bool:

@@ -4,6 +4,7 @@
     reset, cut, not HTTP, other 5xx     failure
     429, 503, 529                       busy      alive; rests as long as it asks for
     2xx, 3xx, other 4xx, 501, 505       success   what the client asked was at fault, if anything
+    the route's own time-out            timed out says nothing alone; many are `silence`
     client left, given up by us         ignored
 
 501 and 505 are a matter of the request: llama-server answers 501 for features that are switched off.
@@ -36,6 +37,7 @@ class Kind(enum.StrEnum):
     """No connection: refused, unreachable, timed out, TLS or DNS failure."""
     FAILURE = "failure"
     BUSY = "busy"
+    TIMED_OUT = "timed_out"
     IGNORED = "ignored"
 
 
@@ -50,6 +52,7 @@ class Verdict:
 SUCCESS = Verdict(Kind.SUCCESS)
 REFUSED = Verdict(Kind.REFUSED)
 FAILURE = Verdict(Kind.FAILURE)
+TIMED_OUT = Verdict(Kind.TIMED_OUT)
 IGNORED = Verdict(Kind.IGNORED)
 
 
@@ -69,6 +72,8 @@ def judge(
     """
     if outcome.ending in {Ending.CLIENT_LEFT, Ending.ABANDONED}:
         return IGNORED
+    if outcome.ending is Ending.TIMED_OUT:
+        return TIMED_OUT
     if not connected:
         return REFUSED
     status = outcome.status if error_code is None else error_code

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from h2.connection import H2Connection
 
-from addons.failover_timers import FirstByteTimeout, IdleTimeout
+from addons.failover_timers import FirstByteTimeout, StreamWatch
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_EVENT, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import CHAT, Asked, BlackHole, Proxied, rst, status
@@ -622,12 +622,12 @@ class Idle(Asked):
     """Cuts streams whose addon has counted no event for 0.4 s."""
 
     events = 0
-    timer: IdleTimeout
+    timer: StreamWatch
 
     def responseheaders(self, flow: Any) -> None:
         super().responseheaders(flow)
         flow.response.stream = self.feed
-        self.timer = IdleTimeout(flow, 0.4, lambda: self.events or None)
+        self.timer = StreamWatch(flow, lambda: self.events or None, idle_s=0.4)
 
     def feed(self, data: bytes) -> bytes:
         self.events += data.count(b"data:")

@@ -74,7 +74,7 @@ def test_health_is_read(block: str, expected: HealthConfig) -> None:
 HEALTH_KEYS = (
     "checks, connect_failures, connect_window_s, consecutive_failures, ejection_s, failure_share,"
     " failure_share_requests, failure_share_window_s, max_ejected, max_ejection_s, max_ghost_s, panic_below,"
-    " probe_successes, slow_start_floor, slow_start_s"
+    " probe_successes, silent_s, slow_start_floor, slow_start_s"
 )
 PAGE_PATH = "expected a path such as /metrics, at most 1000 characters of ASCII without spaces"
 

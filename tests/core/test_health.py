@@ -19,6 +19,7 @@ from lb_core.health import (
     Kind,
     State,
     Verdict,
+    Work,
 )
 from lb_core.health.probes import ProbeGate
 from tests.core.build import endpoint, endpoints
@@ -65,11 +66,11 @@ class Rig:
     def available(self, *among: str) -> list[str]:
         return sorted(self.eligible(*among).available)
 
-    def admit(self, name: str) -> Attempt | None:
-        return now_or_never(self.health.admit(name, self.eligible()))
+    def admit(self, name: str, work: Work = Work.OTHER) -> Attempt | None:
+        return now_or_never(self.health.admit(name, self.eligible(), work))
 
-    def start(self, name: str) -> Attempt:
-        attempt = self.admit(name)
+    def start(self, name: str, work: Work = Work.OTHER) -> Attempt:
+        attempt = self.admit(name, work)
         assert attempt is not None
         return attempt
 
@@ -581,7 +582,7 @@ def test_what_is_remembered_of_subsets_is_bounded() -> None:
     for bits in range(1, 2**12):
         names = [f"e{number}" for number in range(12) if bits >> number & 1]
         assert rig.available(*names) == sorted(set(names) - {"e0"})
-    assert len(rig.health._selected) <= 256
+    assert len(rig.health._views._known) <= 256
 
 
 def test_no_endpoints_at_all_is_no_fault() -> None:

@@ -131,7 +131,7 @@ def test_the_responses_api_is_understood() -> None:
 
 
 def test_anthropics_messages_are_understood() -> None:
-    assert facts(metered(*one_by_one(ANTHROPIC))) == (8, 4.0, Usage(12, 12, 7), None, True)
+    assert facts(metered(*one_by_one(ANTHROPIC))) == (7, 4.0, Usage(12, 12, 7), None, True)
 
 
 @pytest.mark.parametrize(

@@ -429,24 +429,24 @@ async def test_a_stream_that_stalls_is_cut_and_seen_as_cut(tmp_path: Path) -> No
         and_nothing_is_left(its)
 
 
-async def comments_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One token, then comments for ever, as engines send them to keep a connection open."""
-    writer.write(SSE_HEAD + chunk())
-    while not reader.at_eof():
-        writer.write(chunk(b": ping\n\n"))
-        await writer.drain()
-        await asyncio.sleep(0.1)
+@pytest.mark.parametrize("empty", [b": ping\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'])
+async def test_comments_and_pings_are_no_progress_of_a_stream(tmp_path: Path, empty: bytes) -> None:
+    async def one_token(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Then for ever what engines send to keep a connection open.
+        writer.write(SSE_HEAD + chunk())
+        while not reader.at_eof():
+            writer.write(chunk(empty))
+            await writer.drain()
+            await asyncio.sleep(0.1)
 
-
-async def test_comments_are_no_progress_of_a_stream(tmp_path: Path) -> None:
     config = {"timeouts": {"stream_idle": 1}}
-    async with ScriptedEngine(comments_only) as engine, AsyncExitStack() as stack:
+    async with ScriptedEngine(one_token) as engine, AsyncExitStack() as stack:
         balancer = Balancer(tmp_path, settings([engine.endpoint], **config))
         its = await stack.enter_async_context(served(balancer))
         seen = await ask(its.port, request())
         assert seen.outcome == "cut"
         assert seen.took_s < 4
-        assert b": ping" in seen.body
+        assert empty in seen.body
         await asyncio.to_thread(and_nothing_is_left, its)
 
 
@@ -470,24 +470,52 @@ async def test_a_first_token_that_is_too_late_for_the_time_out_gives_504_once(tm
         and_nothing_is_left(its)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(300)
-async def test_a_frozen_engine_gets_no_request_after_130_s(tmp_path: Path) -> None:
+# A frozen engine says that it is idle and in good health, so both policies like it; its clients may wait for
+# ever, or the balancer gives them up.
+FROZEN = {
+    "least-request": ("global_least_request", {}),
+    "least-request-with-time-out": ("global_least_request", {"ttft_timeout": 1}),
+    "metrics": ("endpoint_metrics", {}),
+    "metrics-with-time-out": ("endpoint_metrics", {"ttft_timeout": 1}),
+}
+
+
+async def frozen(folder: Path, case: str, health: dict[str, Any], *, after_s: float, watch_s: float) -> None:
+    """Freeze one of two engines under load; so long afterwards it gets no request any more."""
+    policy, timeouts = FROZEN[case]
     with Engines(2, *QUICK) as engines:
-        config = settings(engines.endpoints()) | {
-            "lb_policy": "endpoint_metrics",
-            "lb_config": {"metric_policy": "default"},
-            "timeouts": {"ttft_timeout": 1},
-        }
-        with Balancer(tmp_path, config) as balancer:
+        config = settings(engines.endpoints(), health) | {"lb_policy": policy, "timeouts": timeouts}
+        with Balancer(folder, config) as balancer:
             engines.fault("sim-1", "freeze")
             async with Clients(balancer, per_s=5) as clients:
-                await asyncio.sleep(135)
+                await asyncio.sleep(after_s)
                 at = (await asyncio.to_thread(engines.truth))["sim-1"]["total"]
-                await asyncio.sleep(20)
+                await asyncio.sleep(watch_s)
                 after = (await asyncio.to_thread(engines.truth))["sim-1"]["total"]
-            print(f"\nfrozen: {dict(clients.outcomes())}, to it {at}, after 135 s {after - at}")
-            assert after == at
+                engines.fault("sim-1", "none")  # those that still wait are served now
+                if not timeouts:
+                    await eventually(
+                        lambda: balancer.metric("ai_lb_health_changes_total", state="healthy") == 1,
+                        within_s=3,
+                        what="its tokens bring it back",
+                    )
+            print(f"\nfrozen, {case}: {dict(clients.outcomes())}, to it {at}, then {after - at}")
+            assert 1 <= at == after
+            assert clients.outcomes()["ok"] > 2 * (after_s + watch_s)
+            assert set(clients.outcomes()) <= ({"ok", "504"} if timeouts else {"ok"})
+            and_nothing_is_left(balancer)
+
+
+@pytest.mark.parametrize("case", FROZEN)
+async def test_a_frozen_engine_gets_no_request_once_its_silence_is_noticed(tmp_path: Path, case: str) -> None:
+    await frozen(tmp_path, case, {"silent_s": 5}, after_s=7, watch_s=4)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("case", FROZEN)
+async def test_a_frozen_engine_gets_no_request_after_130_s(tmp_path: Path, case: str) -> None:
+    await frozen(tmp_path, case, {}, after_s=130, watch_s=60)
 
 
 # -- 5: all, one, none ---------------------------------------------------------------------------------
