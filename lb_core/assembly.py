@@ -24,10 +24,10 @@ from lb_core.prefix.memory import MemoryPrefixIndex
 from lb_core.prefix.redis import RedisPrefixIndex
 from lb_core.stats import Stats
 from lb_core.stores.base import Store
+from lb_core.stores.fleet import RedisFleet
 from lb_core.stores.ledger import COUNTS, key
 from lb_core.stores.link import Link, Links
 from lb_core.stores.memory import MemoryStore
-from lb_core.stores.probes import RedisProbes
 from lb_core.stores.redis import RedisStore
 from lb_core.types import Endpoint
 
@@ -111,7 +111,7 @@ class Assembly:
             clock=self._clock,
             dice=random.random,
             on_change=partial(self._health_changed, name),
-            gate=RedisProbes(link, name, secrets.token_hex(8)) if link is not None else None,
+            fleet=RedisFleet(link, name, secrets.token_hex(8)) if link is not None else None,
         )
         board = Board(clock=self._clock, stale_after_s=config.metrics.stale_after_s)
         cluster = Cluster(

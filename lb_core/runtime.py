@@ -79,6 +79,9 @@ class Runtime:
             task.cancel()
         checkers = [self._assembly.checker(cluster) for cluster in self.clusters.values()]
         self._checks = [spawn(checker.run(), name="checks") for checker in checkers if checker is not None]
+        self._checks += [
+            spawn(cluster.health.listen(), name="news of health") for cluster in self.clusters.values()
+        ]
         for discovery in self._discoveries.values():
             discovery.start()
         abandoned, self._abandoned = self._abandoned, []

@@ -9,11 +9,12 @@ from dataclasses import replace
 from math import inf
 
 from lb_core.health.attempt import Attempt, Work
-from lb_core.health.config import ChecksConfig, HealthConfig
+from lb_core.health.config import HealthConfig
+from lb_core.health.fleet import PROBE_TTL_S, Alone, Fleet
 from lb_core.health.member import DENIED_S, Change, Member, State, change_of
-from lb_core.health.outlier import SILENT, Phase
-from lb_core.health.probes import PROBE_TTL_S, LocalProbes, ProbeGate
-from lb_core.health.selection import Eligibility, Views, may_eject, slow_start_loads
+from lb_core.health.outlier import SILENT
+from lb_core.health.reports import Reports
+from lb_core.health.selection import Eligibility, Views, slow_start_loads
 from lb_core.health.verdict import Kind, Verdict
 from lb_core.types import Endpoint
 
@@ -23,8 +24,8 @@ _SMOOTHING = 0.1
 """Of the mean duration: about the last twenty requests."""
 
 
-class Health:
-    """Endpoints by name; state is kept over `members` and `configure`.
+class Health(Reports):
+    """Who may be given requests.
 
     `dice` gives numbers in [0, 1), for the jitter of ejection times. `on_change` is told every change of
     state, once; it must not call back.
@@ -38,17 +39,13 @@ class Health:
         clock: Callable[[], float],
         dice: Callable[[], float],
         on_change: Callable[[Change], None] = lambda change: None,
-        gate: ProbeGate | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
-        self.config = config
-        self._clock = clock
-        self._dice = dice
+        super().__init__(config, endpoints, clock=clock, dice=dice)
         self._on_change = on_change
-        self._gate = gate or LocalProbes()
-        self._members = {each.name: Member(each, config, dice) for each in endpoints}
+        self._fleet = fleet or Alone()
         self._mean_s: float | None = None
         self._panic = False
-        self._due = -inf
         self._ramps_until = -inf
         self._views = Views()
         self._now_eligible: Eligibility | None = None
@@ -93,7 +90,7 @@ class Health:
         self._touch(member)
         claimed = False
         try:
-            claimed = await self._gate.claim(name, PROBE_TTL_S)
+            claimed = await self._fleet.claim(name, PROBE_TTL_S)
         finally:
             if not claimed:
                 member.probe = None
@@ -110,6 +107,7 @@ class Health:
         returned, tick = member.outlier.succeeded(now, attempt.started)
         if returned:
             member.ramp_from = now
+            self._fleet.recovered(member.name)
         self._free_probe(member, attempt)
         if returned or member.outlier.unreachable is not was_unreachable:
             self._touch(member)
@@ -123,6 +121,7 @@ class Health:
         member.silence.alive(now)
         if member.outlier.alive(now):
             member.ramp_from = now
+            self._fleet.recovered(member.name)
             self._touch(member)
             self._review(now)
 
@@ -167,96 +166,20 @@ class Health:
             self._eject(member, outlier.silent(now), now)
 
     def _eject(self, member: Member, reason: str | None, now: float) -> None:
-        if reason is None:
-            return
-        outlier, members = member.outlier, self._members.values()
-        if outlier.phase is not Phase.HEALTHY or may_eject(members, reason, self.config):
-            outlier.eject(now, reason)
+        if reason is not None and self._may_eject(member, reason):
+            member.outlier.eject(now, reason)
             self._touch(member)
+            self._fleet.ejected(member.name, member.outlier.until - now, reason)
 
     def _free_probe(self, member: Member, attempt: Attempt) -> None:
         if member.probe is attempt:
             member.probe = None
             self._touch(member)
-            self._gate.release(member.name)
+            self._fleet.release(member.name)
 
-    # -- what others tell -------------------------------------------------------------------------
-
-    def members(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take another list of endpoints: known names keep their state, new ones start slowly."""
-        now = self._clock()
-        known, self._members = self._members, {}
-        for endpoint in endpoints:
-            member = known.get(endpoint.name)
-            if member is None:
-                member = Member(endpoint, self.config, self._dice)
-                member.ramp_from = now
-                member.quiet = False
-            member.weight = endpoint.weight
-            self._members[endpoint.name] = member
-        self._review(now)
-
-    def configure(self, config: HealthConfig) -> None:
-        """Go on with other parameters."""
-        self.config = config
-        for member in self._members.values():
-            member.outlier.configure(config)
-            if config.checks is None:
-                member.failing_checks = False
-        self.review()
-
-    def drain(self, name: str) -> None:
-        """Give it nothing from now on. Raises KeyError for an unknown name."""
-        self._set(name, "draining", True)
-
-    def undrain(self, name: str) -> None:
-        """Take `drain` back; it starts slowly. Raises KeyError for an unknown name."""
-        self._set(name, "draining", False)
-
-    def stalled(self, name: str, stalled: bool) -> None:
-        """By its metrics it has work and makes no progress, or does again. Unknown names are ignored."""
-        if name in self._members:
-            self._set(name, "stalled", stalled)
-
-    def sleeping(self, name: str, sleeping: bool) -> None:
-        """By its metrics its weights are not loaded, or are again. Unknown names are ignored."""
-        if name in self._members:
-            self._set(name, "sleeping", sleeping)
-
-    def restarted(self, name: str) -> None:
-        """Its counters began anew: its caches are cold. Unknown names are ignored."""
-        if (member := self._members.get(name)) is not None:
-            member.ramp_from = self._clock()
-            self._touch(member)
-            self.review()
-
-    def stepped(self, name: str) -> None:
-        """By its metrics its engine does something. Unknown names are ignored."""
-        if (member := self._members.get(name)) is not None:
-            self.alive(member)
-
-    def checked(self, name: str, good: bool) -> None:
-        """One active check. Unknown names are ignored."""
-        member = self._members.get(name)
-        if member is not None and member.checked(good, self.config.checks or ChecksConfig()):
-            if good:
-                member.ramp_from = self._clock()
-                member.outlier.unreachable = False
-            self._touch(member)
-            self.review()
-
-    def _set(self, name: str, flag: str, value: bool) -> None:
-        member = self._members[name]
-        if getattr(member, flag) is not value:
-            setattr(member, flag, value)
-            if not value:
-                member.ramp_from = self._clock()
-            self._touch(member)
-            self.review()
-
-    def _touch(self, member: Member) -> None:
-        member.quiet = False
-        self._due = -inf
+    async def listen(self) -> None:
+        """Take in what other balancers find out; ends by being cancelled, or at once where there are none."""
+        await self._fleet.listen(self.heard)
 
     # -- what follows -----------------------------------------------------------------------------
 

@@ -87,6 +87,8 @@ class Outlier:
         """Ejected for failures to connect, and none has succeeded since."""
         self.refused_at = -inf
         """The last failure to connect."""
+        self.succeeded_at = -inf
+        """When the attempt began that succeeded last."""
         self.tried_at = -inf
         """When the attempt began that failed to connect last."""
         self.share = FailureShare(config.failure_share_window_s)
@@ -118,6 +120,7 @@ class Outlier:
 
     def succeeded(self, now: float, started: float) -> tuple[bool, int]:
         """Count a success; gives whether the endpoint returns to health by it, and see `FailureShare`."""
+        self.succeeded_at = max(self.succeeded_at, started)
         if started >= self.refused_at:
             self._refusals.clear()
         self._failures = 0
@@ -182,6 +185,21 @@ class Outlier:
             return None
         return self._found(SILENT, "no token came, though requests waited")
 
+    def hear_ejected(self, now: float, reason: str, left_s: float) -> None:
+        """Another balancer ejected it; here it is out for as long, and half-open afterwards."""
+        self._finding = "found by another balancer"
+        self._out(now, reason, left_s)
+
+    def hear_recovered(self, now: float, then: float) -> bool:
+        """Another balancer found it in health at `then`; gives whether it returns here by that."""
+        if self.phase is Phase.HEALTHY or self._ejected_at > then:
+            return False
+        self._enter(Phase.HEALTHY, now)
+        self.until = inf
+        self.unreachable = False
+        self.reason, self.detail = "recovered", "found by another balancer"
+        return True
+
     def eject(self, now: float, reason: str) -> None:
         """Eject, for longer than the last time; one that hangs at once for as long as any."""
         if self.phase is Phase.HEALTHY:
@@ -193,7 +211,9 @@ class Outlier:
         else:
             duration = min(config.ejection_s * 2.0**self._doublings, config.max_ejection_s)
             self._doublings = min(self._doublings + 1, 30)
-        duration *= 1 + _JITTER * (2 * self._dice() - 1)
+        self._out(now, reason, duration * (1 + _JITTER * (2 * self._dice() - 1)))
+
+    def _out(self, now: float, reason: str, duration: float) -> None:
         self._enter(Phase.EJECTED, now)
         self._ejected_at = now
         self.until = now + duration

@@ -17,11 +17,12 @@ from lb_core.health import (
     Health,
     HealthConfig,
     Kind,
+    News,
     State,
     Verdict,
     Work,
 )
-from lb_core.health.probes import ProbeGate
+from lb_core.health.fleet import Fleet
 from tests.core.build import endpoint, endpoints
 
 FAILURE, REFUSED = Verdict(Kind.FAILURE), Verdict(Kind.REFUSED)
@@ -46,7 +47,7 @@ class Rig:
         config: HealthConfig | None = None,
         *,
         dice: Callable[[], float] = lambda: 0.5,
-        gate: ProbeGate | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self.now = 1000.0
         self.changes: list[Change] = []
@@ -57,7 +58,7 @@ class Rig:
             clock=lambda: self.now,
             dice=dice,
             on_change=self.changes.append,
-            gate=gate,
+            fleet=fleet,
         )
 
     def eligible(self, *among: str) -> Eligibility:
@@ -830,6 +831,7 @@ class Gate:
     def __init__(self) -> None:
         self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.released: list[str] = []
+        self.told: list[tuple[str, float, str]] = []
 
     async def claim(self, endpoint: str, ttl_s: float) -> bool:
         return await self.answer
@@ -837,9 +839,18 @@ class Gate:
     def release(self, endpoint: str) -> None:
         self.released.append(endpoint)
 
+    def ejected(self, endpoint: str, for_s: float, reason: str) -> None:
+        self.told.append((endpoint, for_s, reason))
 
-def half_open(gate: ProbeGate) -> Rig:
-    rig = Rig(4, gate=gate)
+    def recovered(self, endpoint: str) -> None:
+        self.told.append((endpoint, 0.0, "recovered"))
+
+    async def listen(self, heard: object) -> None:
+        return
+
+
+def half_open(fleet: Fleet) -> Rig:
+    rig = Rig(4, fleet=fleet)
     rig.report("e0", FAILURE, 3)
     rig.wait(10)
     return rig
@@ -880,6 +891,73 @@ async def test_a_cancelled_claim_leaves_no_probe_behind() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     rig.wait(1)
     assert rig.eligible().probes == {"e0"}
+
+
+async def test_what_was_found_here_is_told_and_what_was_heard_is_not_told_again() -> None:
+    fleet = Gate()
+    fleet.answer.set_result(True)
+    rig = half_open(fleet)
+    assert fleet.told == [("e0", 10.0, "failures")]
+    for _ in range(2):
+        attempt = await rig.health.admit("e0", rig.eligible())
+        assert attempt is not None
+        attempt.ended(SUCCESS)
+    assert fleet.told[1:] == [("e0", 0.0, "recovered")]
+    rig.health.heard([News("e1", True, 0.5, 9.0, "unreachable"), News("e1", False, 0.1)])
+    assert len(fleet.told) == 2
+
+
+def test_what_another_balancer_ejected_is_out_here_too_and_half_open_afterwards() -> None:
+    rig = Rig(4)
+    rig.health.heard([News("e0", True, 0.5, 9.0, "failures"), News("nobody", True, 0.5, 9.0, "failures")])
+    assert rig.said("e0") == [("ejected", "failures")]
+    assert rig.changes[-1].detail == "found by another balancer; out for 9 s"
+    rig.wait(8.9)
+    assert rig.eligible().out == {"e0": State.EJECTED}
+    rig.wait(0.2)
+    assert rig.eligible().probes == {"e0"}
+    rig.bring_back("e0")
+
+
+def test_a_balancer_that_comes_when_the_ejection_is_over_probes_first() -> None:
+    rig = Rig(4)
+    rig.health.heard([News("e0", True, 20.0, 0.0, "failures")])
+    assert rig.eligible().probes == {"e0"}
+
+
+def test_what_another_balancer_cannot_connect_to_is_avoided_in_a_panic() -> None:
+    rig = Rig(4)
+    rig.health.heard([News(f"e{number}", True, 0.5, 9.0, "unreachable") for number in range(3)])
+    assert rig.eligible().panic
+    assert rig.available() == ["e3"]
+
+
+def test_what_recovered_elsewhere_is_back_and_starts_slowly() -> None:
+    rig = ejected()
+    rig.wait(11)
+    rig.health.heard([News("e0", False, 1.0)])
+    assert rig.said("e0")[-1] == ("healthy", "recovered")
+    rig.in_flight = {"e1": 10, "e2": 10, "e3": 10}
+    assert rig.eligible().virtual_loads["e0"] == pytest.approx(9.0)
+
+
+def test_news_older_than_what_was_seen_here_is_ignored() -> None:
+    rig = Rig(4)
+    rig.report("e0", SUCCESS)
+    rig.wait(1)
+    rig.health.heard([News("e0", True, 1.5, 9.0, "failures")])
+    assert not rig.changes
+    rig.report("e1", FAILURE, 3)
+    rig.wait(1)
+    rig.health.heard([News("e1", False, 1.5)])
+    assert rig.health.states()["e1"] is State.EJECTED
+
+
+def test_what_is_heard_ejects_no_more_than_what_is_seen() -> None:
+    for count, most in ((1, 0), (2, 1), (4, 2)):
+        rig = Rig(count)
+        rig.health.heard([News(f"e{number}", True, 0.5, 9.0, "failures") for number in range(count)])
+        assert len(rig.eligible().out) == most
 
 
 # -- the rest -------------------------------------------------------------------------------------

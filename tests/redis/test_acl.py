@@ -1,5 +1,6 @@
 """The README's ACL is enough, and no command of it too many is needed for its promise: its own keys only."""
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from lb_core.health import News
 from lb_core.prefix.redis import RedisPrefixIndex
+from lb_core.stores.fleet import RedisFleet
 from lb_core.stores.ledger import COUNTS, key
 from lb_core.stores.link import Links
 from tests.core.build import endpoints
@@ -36,6 +39,16 @@ async def test_the_balancer_works_as_the_user_of_the_readme(own_server: RedisSer
         await store.move(names[1], endpoints(3)[0])
         await until(lambda: sum(counts_in(own_server.client, "c").values()) == 4)
         assert store.stats.fallbacks == store.stats.errors == 0
+
+        link = fleet._links[0].to(config, key("c", COUNTS))
+        one, other = (RedisFleet(link, "c", name) for name in ("one", "other"))
+        assert await one.claim("e0", 60)
+        assert not await other.claim("e0", 60)
+        one.ejected("e0", 30, "failures")
+        heard: list[News] = []
+        listening = asyncio.create_task(other.listen(heard.extend))
+        await until(lambda: bool(heard), timeout_s=3)
+        listening.cancel()
 
     links = Links()
     link = links.to(config, key("c", COUNTS))
