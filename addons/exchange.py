@@ -125,7 +125,7 @@ class Exchange:
             self._first_byte.stop()
         if self._status in _BUSY:
             self._retry_after = headers.get("retry-after")
-            headers.setdefault("retry-after", "1")  # engines say nothing
+            headers["retry-after"] = str(self.retry_after_s())
         elif self._status < 400 and not _is_stream(headers):
             self._balancer.content(self.placement)
         if _is_stream(headers):
@@ -145,6 +145,10 @@ class Exchange:
             headers[HEADER_PREFIX + "reason"] = self.placement.tier.reason
             if self._failed:
                 headers[HEADER_PREFIX + "attempts"] = str(len(self._failed) + 1)
+
+    def retry_after_s(self) -> int:
+        """When its client may come back, if the endpoint of the last attempt has no room."""
+        return self._balancer.retry_after_s(self.placement, self._retry_after)
 
     def ended(self, ending: Ending) -> Outcome:
         """Sum up, and write it into the flow."""

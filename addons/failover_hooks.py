@@ -60,6 +60,7 @@ class FailoverHooks:
         exchange.attempt_failed(failure, question.response)
         if failure.cause in (Cause.CONNECT, Cause.CONNECT_TIMEOUT):
             self._watch_silent(exchange.placement.endpoint.name)
+        question.retry_after_s = exchange.retry_after_s()
         if exchange.retries.judge(failure) is not Verdict.RETRY:
             return
         moved = await balancer.retry(exchange.placement, exchange.failed_outcome(failure))

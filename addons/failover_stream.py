@@ -63,6 +63,8 @@ class Question:
     """Answer: the host, port and scheme of the flow's request now name the endpoint to try next."""
     reply: http.Response | None = None
     """Answer: what the client gets if there is neither another attempt nor a response; None is the usual."""
+    retry_after_s: int | None = None
+    """Answer: when the client is told to come back, if it is told that; None is the usual."""
 
 
 @dataclass
@@ -277,6 +279,8 @@ class FailoverStream(HttpStream):
     def _fail(self, question: Question) -> layer.CommandGenerator[None]:
         """Answer in the endpoints' place. For the addons this flow ends by `error`, with the answer in it."""
         error = error_of(question.failure)
+        if error.retry_after_s is not None and question.retry_after_s is not None:
+            error.retry_after_s = question.retry_after_s
         self.flow.response = question.reply or _reply(self.flow.request, error)
         self.flow.error = flow.Error(error.message)
         yield HttpErrorHook(self.flow)

@@ -122,6 +122,7 @@ class Assembly:
             board=board,
             balance=POLICIES[config.balance](),
             new_finder=new_finder,
+            clock=self._clock,
         )
         board.on_change = partial(_engine_changed, cluster)
         board.on_step = health.stepped

@@ -14,7 +14,7 @@ from typing import Self
 from lb_core.cluster import Cluster
 from lb_core.engines.shares import RecentChoices
 from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Saturated
-from lb_core.health import IGNORED, Attempt, Verdict, Work, judge
+from lb_core.health import IGNORED, Attempt, Verdict, Work, judge, rest_seconds
 from lb_core.policies import ClusterPolicy, Policy
 from lb_core.request import LLMRequest
 from lb_core.services import ServiceBoard
@@ -124,10 +124,29 @@ class Balancer:
         Raises a RouteError when it cannot be placed; nothing is held then.
         """
         route = self._match(request)
-        if isinstance(route.target, Cluster):
-            policy = route.policy or self.default_policy or route.target.balance
-            return await self._place(request, started, route, route.target, policy)
-        return await self._place_among(request, started, route, route.target)
+        target = route.target
+        try:
+            if isinstance(target, Cluster):
+                policy = route.policy or self.default_policy or target.balance
+                return await self._place(request, started, route, target, policy)
+            return await self._place_among(request, started, route, target)
+        except Saturated as error:
+            full = (target,) if isinstance(target, Cluster) else tuple(target.clusters.values())
+            for cluster in full:
+                cluster.pace.refused()
+            error.retry_after_s = min(cluster.pace.wait_s() for cluster in full)
+            raise
+
+    def retry_after_s(self, placement: Placement, said: str | None) -> int:
+        """Seconds after which a client may come back whose endpoint has no room: when the first one has.
+
+        `said` is the Retry-After of that endpoint, as it came.
+        """
+        home = self._homes.get(placement.request.id)
+        rest_s = rest_seconds(said, unix_time=time.time())
+        if home is not None:
+            rest_s = min(rest_s, home.cluster.health.rest_s(besides=placement.endpoint.name))
+        return max(math.ceil(rest_s), 1)
 
     def connected(self, placement: Placement) -> None:
         """The connection to the endpoint stands."""
@@ -188,6 +207,7 @@ class Balancer:
         if home is None:
             return
         home.cluster.store.release(placement.lease.id)
+        home.cluster.pace.finished()
         home.cluster.board.finished(placement.endpoint.name, placement.lease.id)
         home.attempt.ended(_verdict(outcome))
         if home.board is not None:
@@ -246,18 +266,19 @@ class Balancer:
         """Place it in the best cluster that has room for it."""
         load = {name: sum(cluster.store.in_flight.values()) for name, cluster in group.clusters.items()}
         ranked = group.policy.choose(request, group.board.view(load))
-        unplaced: RouteError = NoEndpoint("No endpoint is available.")
+        unplaced: list[RouteError] = [NoEndpoint("No endpoint is available.")]
         for choice in ranked.choices:
             cluster = group.clusters[choice.name]
             try:
                 with group.board.placing(choice.name, request.id):
                     placement = await self._place(request, started, route, cluster, cluster.balance)
             except (Saturated, NoEndpoint, ModelNotFound) as error:
-                unplaced = error
+                unplaced.append(error)
             else:
                 self._homes[request.id].board = group.board
                 return replace(placement, services=ranked, service_header=group.policy.cluster_header)
-        raise unplaced
+        # One that is full has room again, sooner than one without endpoints has any.
+        raise next((each for each in unplaced if isinstance(each, Saturated)), unplaced[-1])
 
     def _match(self, request: Request) -> Route:
         for route in self.routes:

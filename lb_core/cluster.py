@@ -11,6 +11,7 @@ from lb_core.health import Eligibility, Health
 from lb_core.policies import Policy
 from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.prefix.finder import Found, PrefixFinder
+from lb_core.recent import Pace
 from lb_core.stores.base import Store
 from lb_core.types import Choice, Endpoint, Snapshot
 
@@ -34,9 +35,9 @@ class _Serving:
 class Cluster:
     """A named group of endpoints, and all that is known of them.
 
-    `store` counts their requests, `health` says who may get more, `board` has what the engines report.
-    `balance` is the cluster's own strategy. `new_finder` makes what remembers prompts for a policy that
-    asks for it.
+    `store` counts their requests, `pace` how fast they end, `health` says who may get more, `board` has
+    what the engines report. `balance` is the cluster's own strategy. `new_finder` makes what remembers
+    prompts for a policy that asks for it.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Cluster:
         board: Board,
         balance: Policy,
         new_finder: Callable[[PrefixCache], PrefixFinder],
+        clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.store = store
         self.health = health
         self.board = board
         self.balance = balance
+        self.pace = Pace(clock=clock)
         self.endpoints: tuple[Endpoint, ...] = ()
         self._new_finder = new_finder
         self._finders: dict[PrefixCache, PrefixFinder] = {}

@@ -14,10 +14,8 @@ from typing import Annotated
 from pydantic import Field
 
 from lb_core.errors import EndpointBusy, EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
+from lb_core.recent import WINDOW_S, Recent
 from lb_core.request import LLMRequest
-
-WINDOW_S = 10
-"""Seconds over which the budget counts."""
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, 9.2.2, less TRACE
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -126,34 +124,24 @@ def repeatable(*, method: str, path: str, llm: LLMRequest | None) -> Repeat:
 
 
 class RetryBudget:
-    """Counts the requests and the retries of this process in the last 10 s, to the second."""
+    """Counts the requests and the retries of this process in the last 10 s."""
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._second = int(clock())
-        self._requests = [0] * WINDOW_S
-        self._retries = [0] * WINDOW_S
+        self._requests = Recent(clock=clock)
+        self._retries = Recent(clock=clock)
 
     def requested(self) -> None:
         """A request came in."""
-        self._requests[self._slot()] += 1
+        self._requests.add()
 
     def retried(self) -> None:
         """A request was sent again."""
-        self._retries[self._slot()] += 1
+        self._retries.add()
 
     def allows(self, config: RetryConfig) -> bool:
         """Tell if there is room for one more retry."""
-        self._slot()
-        limit = sum(self._requests) * config.budget_percent / 100 + WINDOW_S * config.budget_per_s
-        return sum(self._retries) + 1 <= limit
-
-    def _slot(self) -> int:
-        now = int(self._clock())
-        for second in range(max(self._second, now - WINDOW_S) + 1, now + 1):
-            self._requests[second % WINDOW_S] = self._retries[second % WINDOW_S] = 0
-        self._second = max(self._second, now)
-        return self._second % WINDOW_S
+        limit = self._requests.total() * config.budget_percent / 100 + WINDOW_S * config.budget_per_s
+        return self._retries.total() + 1 <= limit
 
 
 class Retries:

@@ -98,6 +98,13 @@ class Health(Reports):
                 self._touch(member)
         return attempt.begin() if claimed else None
 
+    def rest_s(self, *, besides: str) -> float:
+        """Seconds until another endpoint than this takes requests: 0 if one does, inf if there is none."""
+        now = self._clock()
+        others = (member for member in self._members.values() if member.name != besides)
+        rests = [max(member.resting_until - now, 0.0) for member in others if member.present and member.sound]
+        return min(rests, default=inf)
+
     # -- what attempts tell -----------------------------------------------------------------------
 
     def succeeded(self, member: Member, attempt: Attempt) -> int:

@@ -24,8 +24,6 @@ class Eligibility:
     out: Mapping[str, State] = field(default_factory=dict)
     """The others, and why."""
     panic: bool = False
-    retry_at: float | None = None
-    """When the first rest is over, by the clock, where all rest. With none available, ask in a second."""
     virtual_loads: Mapping[str, float] = field(default_factory=dict)
     """Load to be added to the requests in flight; those without any are absent."""
 
@@ -37,7 +35,6 @@ class Selection:
     available: Sequence[Member]
     probes: Sequence[Member]
     panic: bool
-    retry_at: float | None
 
 
 def select(members: Sequence[Member], now: float, config: HealthConfig) -> Selection:
@@ -59,11 +56,11 @@ def select(members: Sequence[Member], now: float, config: HealthConfig) -> Selec
     ]
     awake = [member for member in pool if member.quiet or not member.resting(now)]
     if awake or half_open:
-        return Selection([*awake, *half_open], half_open, panic, None)
+        return Selection([*awake, *half_open], half_open, panic)
     if pool:
-        return Selection(pool, [], panic, min(member.resting_until for member in pool))
+        return Selection(pool, [], panic)
     tries = [member for member in present if member.retriable(now)]
-    return Selection(tries, tries, panic, None)
+    return Selection(tries, tries, panic)
 
 
 class Views:
@@ -93,7 +90,6 @@ class Views:
             frozenset(member.name for member in chosen.probes),
             {member.name: member.state(now) for member in members if member.name not in names},
             chosen.panic,
-            chosen.retry_at,
             {
                 member.name: float(load)
                 for member in chosen.available

@@ -726,7 +726,7 @@ async def test_chaos_ends_each_flow_once_and_leaves_nothing_open(tmp_path: Path,
             await asyncio.gather(*(client(its, 50) for _ in range(10)))
             await until(asked.all_ended, "all flows ended")
             endings = asked.endings()
-            assert len(endings) > 250
+            assert len(endings) > 100
             assert {"response", "error"} == set(endings)
             assert {str(question.failure.cause) for question in asked.questions} == {
                 "connect",

@@ -621,7 +621,7 @@ def test_when_all_rest_all_are_offered() -> None:
     rig.report("e0", Verdict(Kind.BUSY, 3.0))
     rig.report("e1", Verdict(Kind.BUSY, 2.0))
     assert rig.available() == ["e0", "e1"]
-    assert rig.eligible().retry_at == rig.now + 2
+    assert [rig.health.rest_s(besides=name) for name in ("e0", "e1")] == [2.0, 3.0]
     assert not rig.eligible().panic
 
 

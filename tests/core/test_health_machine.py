@@ -114,7 +114,6 @@ class HealthMachine(RuleBasedStateMachine):
         eligible = self.health.eligible(self.in_flight)
         if eligible.available or any(probe for _, _, probe in self.running):
             return
-        assert eligible.retry_at is None
         self.now += 1.001
         in_service = {name for name in self.shown if self.shown[name] not in OUT_OF_SERVICE}
         assert bool(self.health.eligible(self.in_flight).available) is bool(in_service)
@@ -127,15 +126,6 @@ class HealthMachine(RuleBasedStateMachine):
         assert eligible.probes <= eligible.available
         assert eligible.virtual_loads.keys() <= eligible.available
         assert all(0 < load < 10_000 for load in eligible.virtual_loads.values())
-        if eligible.retry_at is not None:
-            assert eligible.retry_at > self.now
-            assert {self.shown[name] for name in eligible.available} <= {
-                "resting",
-                "stalled",
-                "unhealthy",
-                "ejected",
-                "half-open",
-            }
         assert eligible.version == self.health.eligible(self.in_flight).version
         assert not any(self.shown[name] in OUT_OF_SERVICE for name in eligible.available)
         if self.count == 1 and self.shown["e0"] not in OUT_OF_SERVICE:

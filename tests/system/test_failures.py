@@ -359,13 +359,54 @@ async def test_clients_are_told_when_to_come_back_when_all_queues_are_full(
             engines.fault(name, fault)
         seen = [await ask(balancer.port, request(stream=stream)) for _ in range(10)]
         assert {each.status for each in seen} <= {429, 503}, Counter(each.outcome for each in seen)
-        assert all(int(each.head["retry-after"]) >= 1 for each in seen)
+        assert {each.head["retry-after"] for each in seen} == {"1"}  # engines say nothing; they rest a second
         assert all(each.whole for each in seen)
         for name in engines.names:
             engines.fault(name, "none")
         await asyncio.sleep(1.2)
         assert (await ask(balancer.port, request(stream=stream))).outcome == "ok"
         and_nothing_is_left(balancer)
+
+
+async def test_when_all_queues_are_full_the_smallest_rest_is_passed_on(tmp_path: Path) -> None:
+    def full(retry_after: int) -> scripts.Script:
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = b"HTTP/1.1 503 X\r\nretry-after: %d\r\ncontent-length: 2\r\n\r\n{}" % retry_after
+            writer.write(head)
+            await writer.drain()
+
+        return script
+
+    async with ScriptedEngine(full(9)) as long, ScriptedEngine(full(4)) as short, AsyncExitStack() as stack:
+        endpoints: list[dict[str, Any]] = [
+            {**long.endpoint, "name": "long", "weight": 1000},
+            {**short.endpoint, "name": "short"},
+        ]
+        its = await stack.enter_async_context(served(Balancer(tmp_path, settings(endpoints))))
+        seen = [await ask(its.port, request(stream=False)) for _ in range(3)]
+        assert [each.outcome for each in seen] == ["503"] * 3
+        assert all(3 <= int(each.head["retry-after"]) <= 4 for each in seen), [each.head for each in seen]
+        await asyncio.to_thread(and_nothing_is_left, its)
+
+
+async def test_clients_that_find_all_places_taken_are_told_when_some_should_be_free(tmp_path: Path) -> None:
+    slow = ("--ttft", "0.02", "--tpot", "0.1")
+    with Engines(1, *slow) as engines:
+        config = settings(engines.endpoints(max_in_flight=2))
+        with Balancer(tmp_path, config) as balancer:
+            first = [asyncio.create_task(ask(balancer.port, request(tokens=30))) for _ in range(2)]
+            await eventually(lambda: balancer.in_flight() == 2, within_s=3, what="both places are taken")
+            early = await ask(balancer.port, request())
+            assert (early.status, early.head["retry-after"]) == (429, "10")  # nothing has ended yet
+            assert [each.outcome for each in await asyncio.gather(*first)] == ["ok"] * 2
+            again = [asyncio.create_task(ask(balancer.port, request(tokens=20))) for _ in range(2)]
+            await eventually(lambda: balancer.in_flight() == 2, within_s=3, what="both are taken again")
+            # Two places came free in ten seconds, and with this one two clients wait for the next.
+            late = await ask(balancer.port, request())
+            assert (late.status, late.head["retry-after"]) == (429, "10")
+            assert b"saturated" in late.body
+            await asyncio.gather(*again)
+            and_nothing_is_left(balancer)
 
 
 # -- 4: hanging and slow engines -----------------------------------------------------------------------
