@@ -109,11 +109,20 @@ async def ask(port: int, raw: bytes, *, within_s: float = 60.0) -> Seen:
 class Clients:
     """Requests at a rate, two of three streamed; `seen` is what became of them."""
 
-    def __init__(self, balancer: Balancer, *, per_s: float = 50.0, tokens: int = 10, seed: int = 1) -> None:
+    def __init__(
+        self,
+        balancer: Balancer,
+        *,
+        per_s: float = 50.0,
+        tokens: int = 10,
+        patience_s: float = 60.0,
+        seed: int = 1,
+    ) -> None:
         self.seen: list[Seen] = []
         self._port = balancer.port
         self._per_s = per_s
         self._tokens = tokens
+        self._patience_s = patience_s
         self._dice = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,7 +146,8 @@ class Clients:
             await asyncio.sleep(due - loop.time())
 
     async def _one(self, stream: bool) -> None:
-        self.seen.append(await ask(self._port, request(stream=stream, tokens=self._tokens)))
+        asked = request(stream=stream, tokens=self._tokens)
+        self.seen.append(await ask(self._port, asked, within_s=self._patience_s))
 
     def outcomes(self) -> Counter[str]:
         return Counter(each.outcome for each in self.seen)
@@ -528,7 +538,7 @@ async def frozen(folder: Path, case: str, health: dict[str, Any], *, after_s: fl
         config = settings(engines.endpoints(), health) | {"lb_policy": policy, "timeouts": timeouts}
         with Balancer(folder, config) as balancer:
             engines.fault("sim-1", "freeze")
-            async with Clients(balancer, per_s=5) as clients:
+            async with Clients(balancer, per_s=5, patience_s=300) as clients:
                 await asyncio.sleep(after_s)
                 at = (await asyncio.to_thread(engines.truth))["sim-1"]["total"]
                 await asyncio.sleep(watch_s)
