@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mitmproxy import http
 
+from addons.client_stream import BUFFERED
 from addons.failover_timers import FirstByteTimeout, StreamWatch
 from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers
 from lb_core import record
@@ -23,9 +24,6 @@ METADATA = "ai_lb"
 _BUSY = frozenset({429, 503})
 
 _NOT_CONNECTED = "connect failed"
-
-_BUFFERED = 1 << 20
-"""Bytes up to which a response of known length is kept whole, so that mitmweb can show it."""
 
 
 class Exchange:
@@ -229,7 +227,7 @@ def _is_stream(headers: http.Headers) -> bool:
 
 
 def _is_short(content_length: str | None) -> bool:
-    return content_length is not None and content_length.isdecimal() and int(content_length) <= _BUFFERED
+    return content_length is not None and content_length.isdecimal() and int(content_length) <= BUFFERED
 
 
 def _usage(flow: http.HTTPFlow) -> Usage:

@@ -9,7 +9,6 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import (
     DropStream,
     GetHttpConnection,
-    HttpStream,
     SendHttp,
 )
 from mitmproxy.proxy.layers.http._events import (
@@ -26,6 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 
+from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
 from addons.failover_held import BodyEvent, Held, Next, is_failure, is_stream, is_valid
 from addons.failover_timers import CONNECT_TIMEOUT
@@ -75,7 +75,7 @@ class RetryHook(commands.StartHook):
     question: Question
 
 
-class FailoverStream(HttpStream):
+class FailoverStream(ClientStream):
     """One request. Until something of a response is passed on, an endpoint's failure is a question."""
 
     def __init__(self, parent: EndpointConnections, stream_id: int) -> None:
