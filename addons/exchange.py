@@ -11,6 +11,7 @@ from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers
 from lb_core import record
 from lb_core.balancer import Balancer
 from lb_core.config import Timeouts
+from lb_core.error_words import status_of
 from lb_core.record import Record
 from lb_core.retry import Cause, Failure, Retries
 from lb_core.sse import SseMeter, usage_of_json
@@ -83,7 +84,7 @@ class Exchange:
             status=200 if error_event else failure.status,
             error=str(failure.cause),
             connected=failure.cause not in (Cause.CONNECT, Cause.CONNECT_TIMEOUT),
-            error_code=(failure.status or 500) if error_event else None,
+            error_code=failure.status if error_event else None,
             retry_after=self._retry_after,
         )
 
@@ -183,7 +184,7 @@ class Exchange:
             chunks=meter.chunks,
             usage=meter.usage,
             error=_error(self.flow) if ending is Ending.UPSTREAM_FAILED else meter.error,
-            error_code=int(said) if said is not None and said.isdecimal() else None,
+            error_code=None if said is None else status_of(said),
         )
 
     def _progressed(self) -> None:

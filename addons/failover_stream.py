@@ -29,6 +29,7 @@ from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
 from addons.failover_held import BodyEvent, Held, Next, is_failure, is_stream, is_valid
 from addons.failover_timers import CONNECT_TIMEOUT
+from lb_core.error_words import NOT_TAKEN, status_of
 from lb_core.errors import RouteError
 from lb_core.replies import error_reply
 from lb_core.request import api_of
@@ -187,18 +188,16 @@ class FailoverStream(ClientStream):
             yield from self._judge(held)
 
     def _judge(self, held: Held) -> layer.CommandGenerator[None]:
-        response, code = held.head.response, held.error
-        if code is None:
+        response = held.head.response
+        if held.error is None:
             failure = self._failure(Cause.STATUS, status=response.status_code)
         else:
-            failure = self._failure(
-                Cause.ERROR_EVENT, status=int(code) if code.isdecimal() else None, code=code
-            )
+            failure = self._failure(Cause.ERROR_EVENT, status=status_of(held.error))
         question = yield from self._ask(failure, response)
         if question is None:
             return
         # An engine that is full may say so in the first event of a 200, which no client understands.
-        full = code is not None and failure.status in (429, 503)
+        full = held.error is not None and failure.status in NOT_TAKEN
         if not question.again and not full:
             yield from self._pass_on(held)
             return
@@ -253,8 +252,8 @@ class FailoverStream(ClientStream):
             and self.context.server.alpn != b"h2"
         )
 
-    def _failure(self, cause: Cause, *, status: int | None = None, code: str | None = None) -> Failure:
-        return Failure(cause, attempt=self._attempt, status=status, code=code, reused=self._reused)
+    def _failure(self, cause: Cause, *, status: int | None = None) -> Failure:
+        return Failure(cause, attempt=self._attempt, status=status, reused=self._reused)
 
     def _ask(
         self, failure: Failure, response: http.Response | None = None

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lb_core.error_words import NOT_TAKEN
 from lb_core.errors import EndpointBusy, EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
 from lb_core.recent import WINDOW_S, Recent
 from lb_core.request import LLMRequest
@@ -20,21 +21,6 @@ from lb_core.request import LLMRequest
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, 9.2.2, less TRACE
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _KEEPS_STATE = re.compile(r"/v1/(batches|files|uploads)(/|\Z)")
-_NOT_TAKEN = frozenset({429, 503})
-"""Statuses by which an engine says that it has not begun."""
-_CLIENTS_FAULT = frozenset(
-    {
-        "BadRequestError",
-        "NotFoundError",
-        "authentication_error",
-        "content_filter",
-        "context_length_exceeded",
-        "invalid_request_error",
-        "not_found_error",
-        "permission_error",
-    }
-)
-"""Codes and types of error events that every endpoint would answer."""
 
 
 class Cause(enum.StrEnum):
@@ -65,9 +51,7 @@ class Failure:
     attempt: int = 1
     """Which attempt it was, from 1."""
     status: int | None = None
-    """The status of the response, or that in the error event; None where there is none."""
-    code: str | None = None
-    """The code or type in the error event, one word."""
+    """The status of the response, or what the error event counts as; None where there is neither."""
     reused: bool = False
     """The connection had served before. If closed, most likely for being idle: the endpoint may be well."""
 
@@ -170,7 +154,7 @@ class Retries:
             return Verdict.RETRY if self._connects < config.connect_attempts else Verdict.ATTEMPTS_SPENT
         if not _retryable(failure, config):
             return Verdict.NOT_RETRYABLE
-        not_taken = failure.status in _NOT_TAKEN
+        not_taken = failure.status in NOT_TAKEN
         if self._repeat is Repeat.NEVER or (self._repeat is Repeat.UNLESS_TAKEN and not not_taken):
             return Verdict.NOT_REPEATABLE
         if self._sends >= config.attempts:
@@ -191,8 +175,7 @@ def _retryable(failure: Failure, config: RetryConfig) -> bool:
         return failure.status in config.on_statuses
     if failure.cause is Cause.ERROR_EVENT:
         status = failure.status
-        clients_fault = status is not None and 400 <= status < 500 and status != 429
-        return not clients_fault and failure.code not in _CLIENTS_FAULT
+        return status is None or status >= 500 or status in NOT_TAKEN
     return True
 
 
@@ -202,6 +185,6 @@ def error_of(failure: Failure) -> RouteError:
         return EndpointUnreachable("No endpoint could be reached.")
     if failure.cause is Cause.TIMED_OUT:
         return EndpointTimedOut("The endpoint did not answer in time.")
-    if failure.cause is Cause.ERROR_EVENT and failure.status in _NOT_TAKEN:
+    if failure.cause is Cause.ERROR_EVENT and failure.status in NOT_TAKEN:
         return EndpointBusy("The endpoint has no room for the request.")
     return EndpointFailed("The endpoint failed before it answered.")

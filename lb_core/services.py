@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from lb_core.error_words import status_of
 from lb_core.types import Ending, Outcome, ServiceChoice, ServiceDecision
 
 __all__ = ["Service", "ServiceBoard", "ServiceChoice", "ServiceDecision", "Services"]
@@ -220,7 +221,7 @@ def _sample(outcome: Outcome, now: float) -> _Sample | None:
         return _Sample(now, punished=True)
     if outcome.error is not None:
         # vLLM answers 200 and then an error event when its queue is full; fast failures are not fast.
-        return _Sample(now, punished=True) if _is_5xx(outcome.error) else None
+        return _Sample(now, punished=True) if status_of(outcome.error) >= 500 else None
     if status is None or not 200 <= status < 300:
         return None
     total_s = outcome.duration_s
@@ -228,7 +229,3 @@ def _sample(outcome: Outcome, now: float) -> _Sample | None:
     if total_s is None or first_s is None or not (0 <= first_s < math.inf and 0 <= total_s < math.inf):
         return None
     return _Sample(now, round(total_s * 1e9), round(first_s * 1e9))
-
-
-def _is_5xx(error: str) -> bool:
-    return len(error) == 3 and error.isdecimal() and error[0] == "5"

@@ -8,6 +8,7 @@ import re
 
 import orjson
 
+from lb_core.error_words import known_status
 from lb_core.types import Usage
 
 EVENT_LIMIT = 64 << 10
@@ -17,6 +18,7 @@ JSON_LIMIT = 1 << 20
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ENDINGS = frozenset({"message_stop", "response.completed", "response.incomplete", "response.failed"})
+_ERROR_KEYS = ("code", "http_status_code", "type", "error_type")  # the second and the last are TGI's
 # What is in a chat delta or a completion's choice when the model has said something.
 _SAID = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
 
@@ -44,7 +46,8 @@ class SseMeter:
         """The time of the first event in which the model says something; no role, ping, comment or error."""
         self.usage = Usage()
         self.error: str | None = None
-        """The code or type of the first error event, one word; never its message."""
+        """The code or type of the first error event, one word, of which `error_words` tells more; never its
+    message."""
         self.done = False
         """The stream said that it is complete (or failed); without this it was cut."""
         self._carry = bytearray()
@@ -212,11 +215,9 @@ def _error_of(event: dict[str, object] | None, name: str) -> str | None:
     if not error and name != "error" and event.get("type") != "error":
         return None
     source = error if isinstance(error, dict) else event
-    for key in ("code", "type"):
-        word = source.get(key)
-        if isinstance(word, str | int) and _WORD.fullmatch(str(word)):
-            return str(word)
-    return "error"
+    values = (source.get(key) for key in _ERROR_KEYS)
+    words = [str(value) for value in values if isinstance(value, str | int) and _WORD.fullmatch(str(value))]
+    return next((word for word in words if known_status(word)), words[0] if words else "error")
 
 
 def _merged(known: Usage, event: dict[str, object]) -> Usage:

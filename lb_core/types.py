@@ -231,6 +231,6 @@ class Outcome:
     connected: bool = True
     """False when no connection to the endpoint came about."""
     error_code: int | None = None
-    """The code of an error event that came in place of content."""
+    """What an error event that came in place of content counts as, as a status."""
     retry_after: str | None = None
     """The upstream's Retry-After, as it came."""

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"errors", "skim", "request", "engines"},
     {"types"},
-    {"sse", "drawing", "recent", "record", "replies", "stats", "tasks"},
+    {"drawing", "error_words", "recent", "record", "replies", "sse", "stats", "tasks"},
     {"retry", "services"},
     {"policies", "stores", "health"},
     {"prefix"},

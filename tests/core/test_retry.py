@@ -62,7 +62,7 @@ def test_a_failed_connection_needs_no_budget() -> None:
         Failure(Cause.ERROR_EVENT, status=503),
         Failure(Cause.ERROR_EVENT, status=500),
         Failure(Cause.ERROR_EVENT, status=429),
-        Failure(Cause.ERROR_EVENT, code="overloaded_error"),
+        Failure(Cause.ERROR_EVENT, status=529),
         *(Failure(Cause.STATUS, status=status) for status in (429, 502, 503, 504)),
     ],
     ids=str,
@@ -79,7 +79,7 @@ def test_what_was_sent_is_sent_again_once(failure: Failure) -> None:
     [
         *(Failure(Cause.STATUS, status=status) for status in (400, 401, 404, 408, 422, 500, 501)),
         Failure(Cause.ERROR_EVENT, status=400),
-        Failure(Cause.ERROR_EVENT, code="invalid_request_error"),
+        Failure(Cause.ERROR_EVENT, status=404),
     ],
     ids=str,
 )

@@ -256,6 +256,8 @@ def test_h15_what_the_client_asked_wrong_is_neither_failure_nor_sample(status: i
         Outcome(Ending.UPSTREAM_FAILED),  # no status was seen; Higress panics
         Outcome(Ending.UPSTREAM_FAILED, 200, ttft_s=0.1, duration_s=0.2),
         Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="503"),
+        Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="overloaded_error"),
+        Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="InternalServerError"),
     ],
 )
 def test_h15_only_failures_of_the_service_are_punished(outcome: Outcome) -> None:
@@ -279,6 +281,7 @@ def test_h15_only_failures_of_the_service_are_punished(outcome: Outcome) -> None
         Outcome(Ending.COMPLETE, 200, ttft_s=float("inf"), duration_s=0.1),
         Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="400"),
         Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="invalid_request_error"),
+        Outcome(Ending.COMPLETE, 200, duration_s=0.1, error="rate_limit_error"),
     ],
 )
 def test_an_ending_that_says_nothing_about_the_service_is_no_sample(outcome: Outcome) -> None:
