@@ -9,8 +9,9 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
-from mitmproxy import connection, http
+from mitmproxy import connection, ctx, http, tcp
 from mitmproxy.proxy import mode_specs
 
 from addons.exchange import METADATA, Exchange, asked_host
@@ -31,6 +32,9 @@ _CLIENT_ENDINGS = ("Client disconnected.", "stream reset by client", "Connection
 
 _BACKSTOP_S = 1.0
 """How long after its client left a flow may still report its own end."""
+
+_MESSAGES = 32
+"""Messages of an upgraded connection that mitmweb can show."""
 
 
 class AiLb(Lifecycle):
@@ -135,6 +139,15 @@ class AiLb(Lifecycle):
         if flow.response is None or flow.response.status_code != 101:
             self._finish(flow.id, Ending.COMPLETE)
 
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """mitmproxy keeps every message, as long as the session lasts."""
+        if flow.websocket is not None:
+            _forget_all_but_the_last(flow.websocket.messages)
+
+    def tcp_message(self, flow: tcp.TCPFlow) -> None:
+        """The same for what is neither HTTP nor a websocket after an upgrade."""
+        _forget_all_but_the_last(flow.messages)
+
     def websocket_end(self, flow: http.HTTPFlow) -> None:
         """A websocket is closed."""
         self._finish(flow.id, Ending.COMPLETE)
@@ -180,6 +193,11 @@ class AiLb(Lifecycle):
             logger.exception("ai-lb: fault in a hook")
             if self._runtime:
                 self._runtime.stats.hook_failed()
+
+
+def _forget_all_but_the_last(messages: list[Any]) -> None:
+    if not ctx.options.store_streamed_bodies:
+        del messages[:-_MESSAGES]
 
 
 _ai_lb = AiLb()
