@@ -3,20 +3,18 @@
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from lb_core.cluster import Cluster
-from lb_core.config import ClusterConfig, Config, PolicyConfig, load_endpoints
+from lb_core.config import ClusterConfig, Config, MetricsConfig, PolicyConfig, load_endpoints
 from lb_core.discovery import Discovery, EndpointList, EndpointsFile, resolve
 from lb_core.engines.board import Board
-from lb_core.engines.scraper import Target
 from lb_core.engines.watch import Change as EngineChange
 from lb_core.errors import ConfigError, Problem
 from lb_core.health import Change, Checker, Health
-from lb_core.policies import POLICIES, Policy
+from lb_core.policies import POLICIES
 from lb_core.policies.cluster_metrics import ClusterMetrics
-from lb_core.policies.endpoint_metrics import EndpointMetrics
 from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.prefix.base import PrefixIndex
 from lb_core.prefix.finder import PrefixFinder
@@ -37,7 +35,7 @@ _ALARMING = frozenset({"ejected", "panic", "stalled", "unhealthy"})
 
 
 class Assembly:
-    """Builds clusters, and says which pages are to be visited for them. `links` are the Redis connections."""
+    """Builds clusters. `links` are the Redis connections."""
 
     def __init__(self, stats: Stats, clock: Callable[[], float]) -> None:
         self.links = Links()
@@ -64,29 +62,8 @@ class Assembly:
             cluster.members(endpoints)
         if cluster.health.config != config.health:
             cluster.health.configure(config.health)
+        cluster.board.stale_after_s = (config.metrics or MetricsConfig()).stale_after_s
         cluster.balance = POLICIES[config.balance]()
-
-    def targets(self, config: Config, uses: Iterable[tuple[Cluster, Policy | None]]) -> list[Target]:
-        """The pages of the clusters on which a policy is used that looks at them."""
-        wanted: dict[Cluster, set[str]] = {}
-        for cluster, policy in uses:
-            if policy is not None and "metrics" in policy.signals:
-                names = wanted.setdefault(cluster, set())
-                if isinstance(policy, EndpointMetrics) and policy.target_metric:
-                    names.add(policy.target_metric)
-        return [
-            Target(
-                endpoint.name,
-                f"{endpoint.origin}{settings.path}",
-                headers=settings.headers,
-                interval_s=settings.scrape_interval_s,
-                dialect=settings.dialect,
-                metrics=tuple(sorted(names)),
-            )
-            for cluster, names in wanted.items()
-            for settings in (config.clusters[cluster.name].metrics,)
-            for endpoint in cluster.endpoints
-        ]
 
     def _new(self, config: ClusterConfig, shared: PolicyConfig | None, link: Link | None) -> Cluster:
         name = config.name
@@ -113,7 +90,7 @@ class Assembly:
             on_change=partial(self._health_changed, name),
             fleet=RedisFleet(link, name, secrets.token_hex(8)) if link is not None else None,
         )
-        board = Board(clock=self._clock, stale_after_s=config.metrics.stale_after_s)
+        board = Board(clock=self._clock)
         cluster = Cluster(
             name,
             config.endpoints,

@@ -13,8 +13,6 @@ from lb_core.balancer import Balancer, Match, Route, ServiceGroup
 from lb_core.cluster import Cluster
 from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
 from lb_core.discovery import Discovery
-from lb_core.engines.model import Scrape
-from lb_core.engines.scraper import Scraper
 from lb_core.errors import ConfigError, Problem
 from lb_core.gauges import expose
 from lb_core.policies import POLICIES, Policy
@@ -25,6 +23,7 @@ from lb_core.stats import Stats
 from lb_core.stores.redis import RedisStore
 from lb_core.tasks import spawn
 from lb_core.types import Endpoint
+from lb_core.visits import Visits
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,7 @@ class Runtime:
         self.balancer = Balancer((), default_policy=None, stats=self.stats, clock=clock)
         self._clock = clock
         self._assembly = Assembly(self.stats, clock)
-        self._scraper = Scraper(self._scraped, clock=clock)
-        self._scraping = False
+        self._visits = Visits(clock=clock)
         self._retired: list[Cluster] = []
         self._discoveries: dict[str, Discovery] = {}
         self._abandoned: list[Discovery] = []
@@ -160,8 +158,7 @@ class Runtime:
             task.cancel()
         for discovery in self._discoveries.values():
             await discovery.stop()
-        if self._scraping:
-            await asyncio.to_thread(self._scraper.stop)
+        await self._visits.close()
         for cluster in (*self.clusters.values(), *self._retired):
             await cluster.close()
         await self._assembly.links.close()
@@ -240,22 +237,14 @@ class Runtime:
         return group
 
     def _aim(self) -> None:
-        """Have the pages visited that the policies in use ask for."""
-        policies = [
+        """Have the pages visited, as the clusters and the policies in use are now."""
+        settings = {name: cluster.metrics for name, cluster in self.config.clusters.items()}
+        uses = [
             (route.target, route.policy or self.balancer.default_policy)
             for route in self.balancer.routes
             if isinstance(route.target, Cluster)
         ]
-        targets = self._assembly.targets(self.config, policies)
-        self._scraper.set_targets(targets)
-        if targets and not self._scraping:
-            self._scraping = True
-            self._scraper.start(asyncio.get_running_loop())
-
-    def _scraped(self, scrape: Scrape) -> None:
-        for cluster in self.clusters.values():
-            if any(endpoint.name == scrape.endpoint for endpoint in cluster.endpoints):
-                cluster.board.take(scrape)
+        self._visits.aim(self.clusters, settings, uses)
 
     async def _tick(self) -> None:
         """What comes by time is told also while there are no requests, and what is over is closed."""

@@ -38,10 +38,13 @@ def _checks(value: Value, at: Path, report: Report) -> ChecksConfig | None:
     return _built(ChecksConfig, raw, at, report)
 
 
-def read_metrics(values: Mapping[str, Value], at: Path, report: Report) -> MetricsConfig:
-    """The `metrics` of a cluster."""
+def read_metrics(values: Mapping[str, Value], at: Path, report: Report) -> MetricsConfig | None:
+    """The `metrics` of a cluster. `false` is None, `true` is the defaults."""
     at = (*at, "metrics")
-    raw = dict(report.mapping(values.get("metrics", {}), at))
+    given = values.get("metrics", {})
+    if given is False:
+        return None
+    raw = {} if given is True else dict(report.mapping(given, at))
     _page_path(raw, at, report)
     headers = _headers(raw.pop("headers", {}), (*at, "headers"), report)
     _check_dialect(raw, at, report)

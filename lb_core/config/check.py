@@ -44,7 +44,14 @@ def read_config(values: dict[str, Value], report: Report, *, policies: Registry)
         clusters = read_clusters(raw_clusters, report)
     else:
         raw_clusters, clusters = {}, {}
-    reader = RouteReader(values, report, clusters=tuple(raw_clusters), policies=policies, hosts=hosts)
+    reader = RouteReader(
+        values,
+        report,
+        clusters=tuple(raw_clusters),
+        without_metrics=[name for name, cluster in clusters.items() if cluster.metrics is None],
+        policies=policies,
+        hosts=hosts,
+    )
     routes = reader.routes()
     if "clusters" not in values and not reader.chooses_clusters:
         report.add((), "the key 'clusters' is missing")

@@ -57,7 +57,8 @@ class ClusterConfig:
     """Those that the configuration lists with their addresses."""
     balance: str = "round_robin"
     health: HealthConfig = field(default_factory=HealthConfig)
-    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    metrics: MetricsConfig | None = field(default_factory=MetricsConfig)
+    """None leaves its engines unasked."""
     dns: tuple[DnsEndpoints, ...] = ()
     endpoints_file: Path | None = None
     """Lists further endpoints and may change at any time; read it with `load_endpoints`."""

@@ -1,6 +1,7 @@
 """`lb_type`, `lb_policy` and `lb_config` → a policy with its parameters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lb_core.config import higress
@@ -60,12 +61,22 @@ def services(policy: PolicyConfig | None) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def metrics_fault(policy: PolicyConfig, cluster: str) -> str | None:
+    """Why the policy cannot be used on a cluster that is not asked for its metrics; None if it can."""
+    if "metrics" not in policy.policy.signals:
+        return None
+    return (
+        f"{policy.name} needs what the engines report, and cluster '{cluster}' has metrics: false;"
+        " leave that out or choose another policy"
+    )
+
+
 def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) -> PolicyConfig:
     """The policy called `name`, for a change while running.
 
     It has the configured parameters when it is the default policy, else its defaults. Where Redis is, and the
     other settings that any policy takes, stay as configured. Raises ConfigError for an unknown name and for a
-    policy that has parameters without a default.
+    policy that has parameters without a default, or needs metrics that are not asked for.
     """
     report = Report(config.source)
     name = higress.POLICY_ALIASES.get(name, name)
@@ -80,9 +91,13 @@ def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) ->
             config.source,
             tuple(Problem("", f"{name}: {problem.message}") for problem in report.error().problems),
         )
+    chosen = PolicyConfig(name, policy)
+    for cluster in [route.cluster for route in config.routes if route.cluster and route.policy is None]:
+        if config.clusters[cluster].metrics is None and (fault := metrics_fault(chosen, cluster)):
+            raise ConfigError(config.source, (Problem("", fault),))
     if default is None:
-        return PolicyConfig(name, policy)
-    return PolicyConfig(name, policy, default.redis, default.clean_interval_min, default.detail_log)
+        return chosen
+    return replace(default, name=name, policy=policy)
 
 
 def _chosen(value: Value, at: Path, report: Report, policies: Registry) -> tuple[str, type[Any] | None]:

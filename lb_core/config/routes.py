@@ -1,13 +1,13 @@
 """`routes` → matches with their clusters and policies, and what must hold between these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lb_core.config.blocks import read_retry, read_timeouts
 from lb_core.config.clusters import Globs, Name, undeclared
 from lb_core.config.model import ClusterConfig, Match, PolicyConfig, RedisConfig, RouteConfig
 from lb_core.config.policy import KEYS as POLICY_KEYS
-from lb_core.config.policy import Registry, chooses_cluster, read_policy, services
+from lb_core.config.policy import Registry, chooses_cluster, metrics_fault, read_policy, services
 from lb_core.config.report import Path, Report, Value, nearest
 from lb_core.config.shape import build, known_keys
 
@@ -37,12 +37,14 @@ class RouteReader:
         report: Report,
         *,
         clusters: Sequence[str],
+        without_metrics: Collection[str],
         policies: Registry,
         hosts: Mapping[str, str],
     ) -> None:
         self._top = top
         self._report = report
         self._clusters = clusters
+        self._without_metrics = without_metrics
         self._policies = policies
         self._hosts = hosts
         self.undeclared: dict[str, ClusterConfig] = {}
@@ -84,6 +86,8 @@ class RouteReader:
             self._report.add(
                 ("clusters",), "several clusters need 'routes' that tell which requests go where"
             )
+        for name in self._clusters:
+            self._check_metrics(("lb_policy",), name, self.default_policy)
         return tuple(self._for_everything(name) for name in self._clusters)
 
     def _for_everything(self, cluster: str | None) -> RouteConfig:
@@ -108,6 +112,8 @@ class RouteReader:
             self._report.add((*at, "cluster"), f"{whose} policy chooses the cluster; leave this key out")
         elif isinstance(cluster, str):
             self._check_cluster((*at, "cluster"), cluster)
+            place = (*at, "lb_policy" if own else "cluster")
+            self._check_metrics(place, cluster, policy if own else self.default_policy)
         elif cluster is None and not chooses:
             self._report.add(at, "the key 'cluster' is missing")
         if keys is None:
@@ -139,6 +145,12 @@ class RouteReader:
         if name not in self._clusters:
             near = nearest(name, self._clusters)
             self._report.add(at, f"no cluster is named {self._report.shown(at)}{near}")
+
+    def _check_metrics(self, at: Path, cluster: str, policy: PolicyConfig | None) -> None:
+        if policy is None or cluster not in self._without_metrics:
+            return
+        if fault := metrics_fault(policy, cluster):
+            self._report.add(at, fault)
 
     def _check_redis(self, route: RouteConfig, at: Path, servers: dict[str, tuple[RedisConfig, str]]) -> None:
         """Counts belong to the endpoint, so whoever reaches it must find them in the same place."""

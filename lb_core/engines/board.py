@@ -29,6 +29,8 @@ class _Engine:
     since: int = 0
     """How many of `placed` the newest page cannot count."""
     missing: tuple[str, ...] = ()
+    error: str = ""
+    """Why there was no page when it went missing."""
 
 
 class Board:
@@ -48,9 +50,10 @@ class Board:
         on_step: Callable[[str], None] = lambda endpoint: None,
     ) -> None:
         self._clock = clock
-        self._stale_after_s = stale_after_s
+        self.stale_after_s = stale_after_s
         self.on_change = on_change
         self.on_step = on_step
+        self._needed = True
         self._engines: dict[str, _Engine] = {}
 
     def take(self, scrape: Scrape) -> None:
@@ -59,7 +62,7 @@ class Board:
         metrics = scrape.metrics
         if metrics is None:
             # A visit that fails now and then has no consequence.
-            if engine.metrics is None or self._clock() - engine.metrics.at > self._stale_after_s:
+            if engine.metrics is None or self._clock() - engine.metrics.at > self.stale_after_s:
                 self._tell_missing(scrape.endpoint, engine, (PAGE,), scrape.error)
             return
         if engine.metrics is not None and metrics.at < engine.metrics.at:
@@ -92,7 +95,7 @@ class Board:
         now = self._clock()
         known = self._engines
         return {
-            name: Observation(engine.metrics, now - engine.metrics.at, engine.since, self._stale_after_s)
+            name: Observation(engine.metrics, now - engine.metrics.at, engine.since, self.stale_after_s)
             for name in endpoints
             if (engine := known.get(name)) is not None and engine.metrics is not None
         }
@@ -102,7 +105,7 @@ class Board:
         engine = self._engines.get(endpoint)
         if engine is None or engine.metrics is None or not engine.watch.asleep:
             return False
-        return self._clock() - engine.metrics.at <= self._stale_after_s
+        return self._clock() - engine.metrics.at <= self.stale_after_s
 
     def stalled(self, endpoint: str) -> bool:
         """Whether it has work and makes no steps, as far as is known."""
@@ -110,8 +113,18 @@ class Board:
         return engine is not None and engine.watch.stalled
 
     def missing(self) -> Mapping[str, tuple[str, ...]]:
-        """By endpoint the signals that its last visit did not give, `page` for all of them."""
+        """By endpoint the needed signals that its last visit did not give, `page` for all of them."""
+        if not self._needed:
+            return {}
         return {name: engine.missing for name, engine in self._engines.items() if engine.missing}
+
+    def need(self, needed: bool) -> None:
+        """Whether any policy looks at what the engines report. What is missing is a fault only then."""
+        if needed and not self._needed:
+            for name, engine in self._engines.items():
+                for signal in engine.missing:
+                    _warn_of(signal, name, engine.error)
+        self._needed = needed
 
     def keep(self, endpoints: Iterable[str]) -> None:
         """Forget the engines that the configuration has no longer."""
@@ -129,20 +142,15 @@ class Board:
         for signal in missing:
             if signal in engine.missing:
                 continue
-            if signal == PAGE:
-                logger.warning(
-                    "Endpoint %s: no metrics (%s). Others are preferred to it while they have some.",
-                    endpoint,
-                    error,
-                )
-            else:
-                consequence = _CONSEQUENCES.get(signal, "it neither speaks for the endpoint nor against it")
-                logger.warning("Endpoint %s: the metric %s is missing; %s.", endpoint, signal, consequence)
-        before = engine.missing
+            if self._needed:
+                _warn_of(signal, endpoint, error)
+            elif signal == PAGE:
+                logger.info("Endpoint %s: no metrics (%s), and no policy that needs them.", endpoint, error)
+        before, engine.error = engine.missing, error
         # While there is no page nothing is known of the single signals: they stay as they were told.
         engine.missing = (*(s for s in before if s != PAGE), PAGE) if missing == (PAGE,) else missing
         for signal in before:
-            if signal not in engine.missing:
+            if signal not in engine.missing and (self._needed or signal == PAGE):
                 what = "metrics are" if signal == PAGE else f"the metric {signal} is"
                 logger.info("Endpoint %s: %s back.", endpoint, what)
 
@@ -152,3 +160,13 @@ class Board:
         else:
             logger.info("Endpoint %s: its engine is %s.", endpoint, change)
         self.on_change(endpoint, change)
+
+
+def _warn_of(signal: str, endpoint: str, error: str) -> None:
+    if signal == PAGE:
+        logger.warning(
+            "Endpoint %s: no metrics (%s). Others are preferred to it while they have some.", endpoint, error
+        )
+    else:
+        consequence = _CONSEQUENCES.get(signal, "it neither speaks for the endpoint nor against it")
+        logger.warning("Endpoint %s: the metric %s is missing; %s.", endpoint, signal, consequence)

@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 _WORKERS = 12
 _WORKERS_FOR_FAILED = 4
 _JITTER = 0.1
+_AWAY_SHARE = 1 / 10
+_LONGEST_PAUSE_S = 30.0
+"""A page that nobody needs and that was not there for a while is next visited after this share of the while,
+at most after so long: an engine that starts again is noticed soon, an API without a page is left in peace."""
 """Visits are this part of the interval early or late, so that they do not fall in step."""
 _TICK_S = 0.05
 """How late a visit that takes too long may be ended."""
@@ -47,6 +51,8 @@ class Target:
     """A key of `DIALECTS`; None chooses by what the page has."""
     metrics: tuple[str, ...] = ()
     """Metrics to read beside, by their names on the page; see `Reader`."""
+    eager: bool = True
+    """Visit it at every interval even if there has been no page for long."""
     verify: bool = True
     """Whether an https page needs a certificate that holds."""
 
@@ -128,6 +134,7 @@ class _Visitor:
         self.began: float | None = None
         """When the visit that is going on began; None while it waits for a thread."""
         self.retired = False
+        self._good_at = clock()
         self._clock = clock
         self._reader = Reader(dialect=target.dialect, targets=target.metrics)
         self._fetcher = Fetcher(
@@ -149,9 +156,18 @@ class _Visitor:
             error = str(failure)
         self.began = None
         self.failed = metrics is None
+        if metrics is not None:
+            self._good_at = at
         if self.failed or self.retired:
             self._fetcher.close()
         return Scrape(self.target.endpoint, at, self._clock() - at, metrics, error)
+
+    def pause_s(self, now: float) -> float:
+        """How long after a visit the next is due, more or less."""
+        interval_s = self.target.interval_s
+        if self.target.eager or not self.failed:
+            return interval_s
+        return max(interval_s, min((now - self._good_at) * _AWAY_SHARE, _LONGEST_PAUSE_S))
 
     def hurry(self, now: float) -> None:
         """End a visit that has had its time, or that nobody waits for. May have to be said again."""
@@ -201,7 +217,7 @@ class _Rounds:
                 continue
             if not visitor.busy:
                 self._begin(visitor)
-            interval = visitor.target.interval_s
+            interval = visitor.pause_s(now)
             early = random.uniform(1 - _JITTER, 1 + _JITTER) * interval
             self._plan(visitor, max(due + early, now + interval / 2))  # no rush after a pause of the machine
         until_due = max(self._due[0][0] - self._clock(), 0) if self._due else None

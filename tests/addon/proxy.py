@@ -22,6 +22,8 @@ class Proxy:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._path = folder / f"ai_lb-{self.port}.yaml"
+        for cluster in config.get("clusters", {}).values():
+            cluster.setdefault("metrics", False)  # endpoints count what comes to them
         self._path.write_text(yaml.safe_dump({"listen": f"127.0.0.1:{self.port}", **config}))
         self._confdir = folder.parent / "mitmproxy"
         self._more_addons = more_addons

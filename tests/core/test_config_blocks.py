@@ -147,7 +147,9 @@ def test_metrics_are_read(block: str, expected: MetricsConfig) -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_can_be_asked_for(dialect: str) -> None:
-    assert cluster(f"metrics: {{dialect: {dialect}}}").metrics.dialect == dialect
+    metrics = cluster(f"metrics: {{dialect: {dialect}}}").metrics
+    assert metrics is not None
+    assert metrics.dialect == dialect
 
 
 VALID_DIALECTS = "valid dialects: vllm, sglang, trtllm, triton, tgi, llamacpp"
@@ -226,6 +228,7 @@ def test_a_wrong_value_in_metrics_is_told(block: str, expected: str) -> None:
 )
 def test_no_repr_shows_what_a_header_holds(block: str) -> None:
     loaded = cluster(block)
+    assert loaded.metrics is not None
     assert loaded.metrics.headers == {"X": SECRET}
     assert SECRET not in repr(loaded)
     assert isinstance(hash(loaded), int)

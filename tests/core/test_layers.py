@@ -15,7 +15,7 @@ LAYERS = [
     {"prefix"},
     {"config", "cluster"},
     {"balancer", "watch", "discovery"},
-    {"assembly", "gauges"},
+    {"assembly", "gauges", "visits"},
     {"runtime"},
 ]
 
