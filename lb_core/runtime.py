@@ -251,6 +251,7 @@ class Runtime:
         while True:
             await asyncio.sleep(_TICK_S)
             for cluster in self.clusters.values():
+                cluster.board.tick()
                 cluster.health.tick()
             for cluster in [old for old in self._retired if not old.store.in_flight]:
                 self._retired.remove(cluster)

@@ -46,6 +46,7 @@ class Visits:
         for name, cluster in clusters.items():
             cluster.board.need(name in needed)
             if (how := settings[name]) is None:
+                cluster.board.forget()
                 continue
             for endpoint in cluster.endpoints:
                 self._boards[endpoint.name] = cluster.board

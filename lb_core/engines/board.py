@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from lb_core.engines.model import EngineMetrics, Observation, Scrape
 from lb_core.engines.watch import Change, Watch
@@ -39,6 +40,9 @@ class Board:
     `clock` is the balancer's and the scraper's. `on_change` hears of every change of an engine's health, as
     (endpoint, change); after RESTARTED and ASLEEP nothing is left of what the engine had cached. `on_step`
     hears of every page by which an engine has done something since the page before.
+
+    That an engine sleeps or is stalled holds while the last page to say so is not older than `stale_after_s`:
+    pages that fail for a shorter time change nothing, and an engine that shows none gets requests again.
     """
 
     def __init__(
@@ -100,17 +104,16 @@ class Board:
             if (engine := known.get(name)) is not None and engine.metrics is not None
         }
 
-    def asleep(self, endpoint: str) -> bool:
-        """Whether it says that it sleeps: it gets nothing. What it said too long ago is not used."""
-        engine = self._engines.get(endpoint)
-        if engine is None or engine.metrics is None or not engine.watch.asleep:
-            return False
-        return self._clock() - engine.metrics.at <= self.stale_after_s
+    def tick(self) -> None:
+        """Take back the verdicts that are too old. To be called about once a second."""
+        self._lapse(self._clock() - self.stale_after_s)
 
-    def stalled(self, endpoint: str) -> bool:
-        """Whether it has work and makes no steps, as far as is known."""
-        engine = self._engines.get(endpoint)
-        return engine is not None and engine.watch.stalled
+    def forget(self) -> None:
+        """Nobody is visited any more: nothing is known of the engines, and no verdict stands."""
+        self._lapse(inf)
+        for engine in self._engines.values():
+            engine.metrics, engine.watch, engine.missing = None, Watch(), ()
+            engine.since = len(engine.placed)
 
     def missing(self) -> Mapping[str, tuple[str, ...]]:
         """By endpoint the needed signals that its last visit did not give, `page` for all of them."""
@@ -131,6 +134,13 @@ class Board:
         kept = set(endpoints)
         for name in [name for name in self._engines if name not in kept]:
             del self._engines[name]
+
+    def _lapse(self, before: float) -> None:
+        for name, engine in self._engines.items():
+            for change in engine.watch.lapse(before):
+                was = Change.ASLEEP if change is Change.AWAKE else Change.STALLED
+                logger.info("Endpoint %s: no page says any more that its engine is %s.", name, was)
+                self.on_change(name, change)
 
     def _engine(self, endpoint: str) -> _Engine:
         return self._engines.setdefault(endpoint, _Engine())

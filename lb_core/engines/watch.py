@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from math import inf
 
 from lb_core.engines.model import EngineMetrics
 
@@ -34,13 +35,15 @@ class _Pulse:
 
 
 class Watch:
-    """One engine's health, page by page."""
+    """One engine's health, page by page. A verdict stands until a page says otherwise, or it lapses."""
 
     def __init__(self, *, window_s: float = STALL_WINDOW_S, windows: int = STALL_WINDOWS) -> None:
         self.asleep = False
         self.stalled = False
         self.stepped = False
         """Between the last two pages it did something."""
+        self._sleep_told_at = -inf
+        self._steps_told_at = -inf
         self._window_s = window_s
         self._windows = windows
         self._pulse: _Pulse | None = None
@@ -55,16 +58,31 @@ class Watch:
         They count as work: a vLLM whose worker hangs reports that nothing runs.
         """
         changes = []
-        if self._restarted(metrics):
+        sleeping = self.asleep if metrics.sleeping is None else metrics.sleeping
+        if metrics.sleeping is not None:
+            self._sleep_told_at = metrics.at
+        if restarted := self._restarted(metrics):
             changes.append(Change.RESTARTED)
             self._pulse = None
-        if metrics.sleeping is not None and metrics.sleeping != self.asleep:
-            self.asleep = metrics.sleeping
+            sleeping = metrics.sleeping or False
+        if sleeping is not self.asleep:
+            self.asleep = sleeping
             changes.append(Change.ASLEEP if self.asleep else Change.AWAKE)
-        stalled = self._stalls(metrics, in_flight)
+        stalled = self._stalls(metrics, in_flight) and not restarted
         if stalled != self.stalled:
             self.stalled = stalled
             changes.append(Change.STALLED if stalled else Change.MOVING)
+        return tuple(changes)
+
+    def lapse(self, before: float) -> tuple[Change, ...]:
+        """Take back what was last said before that time. The next page that says it again brings it back."""
+        changes = []
+        if self.asleep and self._sleep_told_at < before:
+            self.asleep = False
+            changes.append(Change.AWAKE)
+        if self.stalled and self._steps_told_at < before:
+            self.stalled = False
+            changes.append(Change.MOVING)
         return tuple(changes)
 
     def _restarted(self, metrics: EngineMetrics) -> bool:
@@ -85,6 +103,7 @@ class Watch:
         self.stepped = False
         if metrics.progress is None:  # no verdict; what is not known ends nothing and begins nothing
             return self.stalled
+        self._steps_told_at = metrics.at
         pulse = _Pulse(metrics.progress, metrics.generated_tokens, metrics.kv_usage)
         self.stepped = self._pulse is not None and pulse != self._pulse
         working = (metrics.running or 0) > 0 or in_flight > 0

@@ -96,17 +96,44 @@ def test_a_page_asked_for_earlier_does_not_replace_a_later_one(desk: Desk) -> No
 
 def test_sleep_is_known_until_it_is_too_old(desk: Desk) -> None:
     desk.page(at=100, sleeping=True)
-    assert desk.board.asleep("a")
+    for desk.clock.now in (101, 103, 105):
+        desk.fail()
+        desk.board.tick()
     assert desk.changes == [("a", Change.ASLEEP)]
     desk.clock.now = 105.1
-    assert not desk.board.asleep("a")
+    desk.board.tick()
+    desk.board.tick()
+    assert desk.changes == [("a", Change.ASLEEP), ("a", Change.AWAKE)]
+
+
+def test_a_sleeper_whose_page_hangs_for_moments_does_not_flap(desk: Desk) -> None:
+    for second in range(60):
+        desk.clock.now = 100 + second
+        if second % 5:
+            desk.fail()
+        else:
+            desk.page(at=desk.clock.now, sleeping=True)
+        desk.board.tick()
+    assert desk.changes == [("a", Change.ASLEEP)]
+
+
+def test_of_engines_that_are_not_visited_any_more_nothing_is_known(desk: Desk) -> None:
+    desk.page(at=100, sleeping=True)
+    desk.board.placed("a", "1")
+    desk.board.forget()
+    assert desk.changes == [("a", Change.ASLEEP), ("a", Change.AWAKE)]
+    assert desk.board.observations(["a"]) == {}
+    desk.page(at=102)
+    assert desk.since() == 0
+    desk.board.finished("a", "1")
+    assert desk.since() == 0
 
 
 def test_own_requests_make_a_hung_engine_stalled(desk: Desk) -> None:
     desk.board.placed("a", "1")
     for at in range(101, 222):
         desk.page(at=at, progress=1.0)
-    assert desk.board.stalled("a")
+    assert desk.changes == [("a", Change.STALLED)]
 
 
 def test_h11_one_warning_when_a_signal_goes_missing_and_one_line_when_it_is_back(
@@ -146,8 +173,7 @@ def test_an_endpoint_without_any_page_is_told_at_once(desk: Desk) -> None:
     desk.fail()
     assert desk.board.missing() == {"a": (PAGE,)}
     assert desk.board.observations(["a"]) == {}
-    assert not desk.board.asleep("a")
-    assert not desk.board.stalled("a")
+    assert desk.changes == []
 
 
 def test_an_endpoint_that_left_is_forgotten(desk: Desk) -> None:

@@ -79,6 +79,34 @@ def test_sleep_is_told_at_both_ends_and_a_sleeper_is_not_stalled() -> None:
     assert changes(*pages) == [(1, Change.ASLEEP), (300, Change.AWAKE)]
 
 
+def test_an_engine_started_anew_that_says_nothing_of_sleep_is_awake() -> None:
+    pages = [page(1, sleeping=True), page(2, progress=0, generated_tokens=0)]
+    assert changes(*pages) == [(1, Change.ASLEEP), (2, Change.RESTARTED), (2, Change.AWAKE)]
+
+
+def test_a_stalled_engine_started_anew_without_a_counter_of_steps_is_not_stalled() -> None:
+    pages = [page(at, prefix_hits=5) for at in range(125)]
+    pages.append(page(125, progress=None, generated_tokens=None, prefix_hits=0))
+    assert changes(*pages) == [(120, Change.STALLED), (125, Change.RESTARTED), (125, Change.MOVING)]
+
+
+def test_a_verdict_that_no_page_gives_any_more_lapses() -> None:
+    watch = Watch()
+    changes(page(0, sleeping=True), watch=watch)
+    assert watch.lapse(0) == ()
+    changes(page(3), watch=watch)
+    assert watch.lapse(1) == (Change.AWAKE,)
+    assert watch.lapse(1) == ()
+
+
+def test_a_stall_that_lapsed_is_told_by_the_next_page_that_shows_no_step() -> None:
+    watch = Watch()
+    changes(*(page(at) for at in range(121)), watch=watch)
+    assert watch.lapse(120) == ()
+    assert watch.lapse(121) == (Change.MOVING,)
+    assert changes(page(130), watch=watch) == [(130, Change.STALLED)]
+
+
 def test_what_is_not_said_of_sleep_changes_nothing() -> None:
     watch = Watch()
     assert changes(page(0, sleeping=True), page(1), watch=watch) == [(0, Change.ASLEEP)]

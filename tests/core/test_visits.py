@@ -92,6 +92,18 @@ async def test_metrics_false_visits_no_page_of_that_cluster_and_may_change_in_a_
         assert len(site.asked) == asked
 
 
+async def test_a_verdict_ends_when_the_engine_is_not_asked_any_more_or_its_page_is_gone() -> None:
+    often = {"scrape_interval": 0.1, "stale_after": 0.5}
+    async with Site(says(response(ASLEEP))) as site, running(config(site, metrics=often)) as runtime:
+        await until(lambda: states(runtime) == {"e0": "sleeping"})
+        runtime.apply(loads(config(site, metrics=False)))
+        assert states(runtime) == {"e0": "healthy"}
+        runtime.apply(loads(config(site, metrics=often)))
+        await until(lambda: states(runtime) == {"e0": "sleeping"})
+        site.answer = says(MISSING)
+        await until(lambda: states(runtime) == {"e0": "healthy"})
+
+
 async def test_a_page_that_no_policy_needs_may_be_missing_until_one_needs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
