@@ -91,6 +91,7 @@ class Runtime:
         self._aim()
 
     def _take(self, config: Config) -> None:
+        default = _default_policy(self._policy_name, config)
         clusters = {
             name: self._assembly.cluster(cluster, config, self.clusters.get(name))
             for name, cluster in config.clusters.items()
@@ -114,7 +115,7 @@ class Runtime:
         self.clusters = clusters
         self._groups = {}
         self.balancer.routes = tuple(self._route(route) for route in config.routes)
-        self.use_policy(self._policy_name)
+        self.balancer.default_policy = default
 
     async def start(self) -> Self:
         """Start what runs in the background, and wait until Redis answered or is known to be away.
@@ -200,19 +201,9 @@ class Runtime:
         "" is the configured one, "off" each cluster's own strategy. Raises ConfigError for a name that
         cannot be used, and changes nothing then.
         """
-        chosen = self.config.default_policy
-        if name == POLICY_OFF:
-            chosen = None
-        elif name:
-            chosen = policy_named(name, self.config)
-        if name and any(route.cluster is None and route.policy is None for route in self.config.routes):
-            raise ConfigError(
-                "ai_lb_policy", (Problem("", "the default policy chooses clusters and cannot be changed"),)
-            )
-        if name and chosen is not None and _endpoint_policy(chosen) is None:
-            raise ConfigError("ai_lb_policy", (Problem("", f"{name} chooses clusters, not endpoints"),))
+        default = _default_policy(name, self.config)
         self._policy_name = name
-        self.balancer.default_policy = _endpoint_policy(chosen)
+        self.balancer.default_policy = default
         if self._ticker is not None:
             self._aim()
 
@@ -264,3 +255,19 @@ def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:
     if config is None or config.name not in POLICIES:
         return None
     return cast(Policy, config.policy)
+
+
+def _default_policy(name: str, config: Config) -> Policy | None:
+    """The policy of the routes that have none of their own, by the name that `use_policy` takes."""
+    chosen = config.default_policy
+    if name == POLICY_OFF:
+        chosen = None
+    elif name:
+        chosen = policy_named(name, config)
+    if name and any(route.cluster is None and route.policy is None for route in config.routes):
+        raise ConfigError(
+            "ai_lb_policy", (Problem("", "the default policy chooses clusters; leave this option empty"),)
+        )
+    if name and chosen is not None and _endpoint_policy(chosen) is None:
+        raise ConfigError("ai_lb_policy", (Problem("", f"{name} chooses clusters, not endpoints"),))
+    return _endpoint_policy(chosen)
