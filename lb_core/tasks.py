@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,14 @@ def spawn(coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
 
 
 async def _guarded(coro: Coroutine[Any, Any, None], name: str) -> None:
-    try:
+    with guarded(f"The task {name!r}"):
         await coro
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Log an exception that escapes from the body, and go on behind it."""
+    try:
+        yield
     except Exception:  # the one place for it outside the addon
-        logger.exception("The task %r failed; this is a fault of the balancer.", name)
+        logger.exception("%s failed; this is a fault of the balancer.", what)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from lb_core.errors import ConfigError, Problem
-from lb_core.tasks import spawn
+from lb_core.tasks import guarded, spawn
 
 INTERVAL_S = 0.5
 MISSING_S = 2.0
@@ -74,7 +74,7 @@ class FileWatch[T]:
     A content for which `load` or `on_good` raises ConfigError goes to `on_bad`, once, as does a file that
     is away or cannot be read for longer than `missing_s`; the good content after it is told even if it is the
     one from before. Both are called on the event loop, never at the same time, and not after `stop`.
-    Any other error but OSError from `load` is a fault of the program: it is logged and the watch ends.
+    Any other error is a fault of the program, and is logged; one of `load`, but OSError, ends the watch.
 
     A change counts when the file has stood still for one interval, because half a YAML list is a valid list.
     So it is live after two intervals and the time of `load`, or SETTLE_S later if writing does not end.
@@ -140,7 +140,8 @@ class FileWatch[T]:
             except OSError as error:
                 self._away(error, forced=forced)
             else:
-                self._tell(loaded)
+                with guarded(f"Taking over {self._path}"):
+                    self._tell(loaded)
 
     async def _look(self, *, forced: bool) -> T | ConfigError | None:
         """What there is to tell, if anything. Raises OSError where the file is away or cannot be read."""
@@ -192,8 +193,8 @@ class FileWatch[T]:
         if forced or now - self._missing_at > self._missing_s:
             self._missing_at = math.inf
             self._loaded = self._digest = None  # so that its return is told
-            why = error.strerror or os.strerror(error.errno or errno.EIO)
-            self._on_bad(ConfigError(str(self._path), (Problem("", f"cannot be read: {why}"),)))
+            why = f"cannot be read: {error.strerror or os.strerror(error.errno or errno.EIO)}"
+            self._on_bad(ConfigError(str(self._path), (Problem("", why),)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +277,7 @@ class NameWatch:
         try:
             found = tuple(sorted(set(lookup.result())))
         except OSError as error:
-            why = error.strerror or error
-            self._trouble(f"cannot be resolved ({why}); its last addresses stay in use")
+            self._trouble(f"cannot be resolved ({error.strerror or error}); its last addresses stay in use")
             return
         if found:
             self._empty_at = None

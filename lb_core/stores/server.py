@@ -130,7 +130,12 @@ def _address(text: str, default_port: int) -> Address:
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    except ssl.SSLError:
+        raise ValueError("ssl_ca_certs holds no certificate") from None
+    except OSError as error:
+        raise ValueError(f"ssl_ca_certs cannot be read: {error.strerror}") from None
     if options.get("ssl_cert_reqs") == "none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

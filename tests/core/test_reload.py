@@ -1,5 +1,7 @@
 """What a reload keeps, what it changes, and that it changes nothing where it fails."""
 
+from pathlib import Path
+
 import pytest
 
 from lb_core.config import loads
@@ -31,3 +33,31 @@ async def test_a_file_that_the_option_ai_lb_policy_forbids_changes_nothing(optio
     runtime.use_policy("")
     runtime.apply(loads(ENDPOINTS + SERVICES))
     await runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs cannot be read: No such file or directory"),
+        ("ssl_ca_certs={empty}", "ssl_ca_certs holds no certificate"),
+    ],
+)
+async def test_a_ca_file_that_cannot_be_used_is_an_error_of_the_configuration(
+    tmp_path: Path, options: str, why: str
+) -> None:
+    empty = tmp_path / "ca.pem"
+    empty.touch()
+    options = options.format(empty=empty)
+    loaded = loads(
+        f"{ENDPOINTS}{ROUTES}lb_policy: global_least_request\n"
+        f'lb_config: {{redis: "rediss://u:hunter2@redis.test?{options}"}}\n',
+        "ai_lb.yaml",
+    )
+    with pytest.raises(ConfigError) as caught:
+        Runtime(loaded)
+    assert caught.value.lines() == [f"ai_lb.yaml: redis: {why}"]
+    runtime = Runtime(loads(ENDPOINTS + ROUTES))
+    before = runtime.clusters
+    with pytest.raises(ConfigError):
+        runtime.apply(loaded)
+    assert runtime.clusters is before

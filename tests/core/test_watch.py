@@ -48,6 +48,7 @@ class Rig:
         self.clock = Clock()
         self.during_load: Callable[[], None] = lambda: None
         self.refuse: set[str] = set()
+        self.broken: set[str] = set()
 
     def load(self, path: Path) -> str:
         self.loads += 1
@@ -61,6 +62,8 @@ class Rig:
     def take(self, text: str) -> None:
         if text in self.refuse:
             raise ConfigError("it", (Problem("", "refused"),))
+        if text in self.broken:
+            raise LookupError
         self.good.append(text)
 
     def watch(self, *, loaded: Stamp | None = None, settle_s: float = 1.0) -> FileWatch[str]:
@@ -396,6 +399,20 @@ async def test_a_fault_of_the_program_is_logged(rig: Rig, caplog: pytest.LogCapt
         rig.rename_over("2 end")
         await until(lambda: caplog.records)
     assert caplog.records[0].levelno == logging.ERROR
+
+
+async def test_a_fault_in_taking_a_value_is_logged_once_and_the_next_one_is_taken(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.broken = {"2 end"}
+    async with rig.watching():
+        rig.rename_over("2 end")
+        await until(lambda: caplog.records)
+        await some_looks()
+        rig.rename_over("3 end")
+        await until(lambda: rig.good)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert rig.good == ["3 end"]
 
 
 class Resolver:
