@@ -13,9 +13,10 @@ from lb_core.balancer import Balancer, Match, Route, ServiceGroup
 from lb_core.cluster import Cluster
 from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
 from lb_core.discovery import Discovery
+from lb_core.engines.shares import RecentChoices
 from lb_core.errors import ConfigError, Problem
 from lb_core.gauges import expose
-from lb_core.policies import POLICIES, Policy
+from lb_core.policies import POLICIES, ClusterPolicy, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
 from lb_core.services import ServiceBoard
@@ -51,7 +52,7 @@ class Runtime:
         self._discoveries: dict[str, Discovery] = {}
         self._abandoned: list[Discovery] = []
         self._checks: list[asyncio.Task[None]] = []
-        self._groups: dict[ClusterMetrics, ServiceGroup] = {}
+        self._boards: dict[ClusterPolicy, ServiceBoard] = {}
         self._policy_name = ""
         self._stop_metrics: Callable[[], None] | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -113,8 +114,9 @@ class Runtime:
         self.config = config
         self.settings = {route.name: route for route in config.routes}
         self.clusters = clusters
-        self._groups = {}
         self.balancer.routes = tuple(self._route(route) for route in config.routes)
+        targets = [route.target for route in self.balancer.routes]
+        self._boards = {each.policy: each.board for each in targets if isinstance(each, ServiceGroup)}
         self.balancer.default_policy = default
 
     async def start(self) -> Self:
@@ -208,24 +210,28 @@ class Runtime:
             self._aim()
 
     def _route(self, route: RouteConfig) -> Route:
+        """Give the route as it is now; what the one before knew of the same cluster or services stays."""
         match = Match.of(hosts=route.match.hosts, paths=route.match.paths, models=route.match.models)
         policy = route.policy or self.config.default_policy
         if policy is not None and isinstance(policy.policy, ClusterMetrics):
-            return Route(route.name, match, self._group(policy.policy))
-        return Route(route.name, match, self.clusters[route.cluster or ""], _endpoint_policy(route.policy))
+            clusters = {name: self.clusters[name] for name in policy.policy.service_list}
+            group = ServiceGroup(policy.policy, self._board(policy.policy), clusters)
+            return Route(route.name, match, group)
+        cluster = self.clusters[route.cluster or ""]
+        before = (old for old in self.balancer.routes if old.name == route.name and old.target is cluster)
+        recent = next((old.recent for old in before), None) or RecentChoices()
+        return Route(route.name, match, cluster, _endpoint_policy(route.policy), recent)
 
-    def _group(self, policy: ClusterMetrics) -> ServiceGroup:
-        """The clusters of a policy; routes that share the policy share what is known of them."""
-        if (group := self._groups.get(policy)) is None:
-            clusters = {name: self.clusters[name] for name in policy.service_list}
-            board = ServiceBoard(
+    def _board(self, policy: ClusterMetrics) -> ServiceBoard:
+        """What is known of the services of a policy; routes that share the policy share that."""
+        if (board := self._boards.get(policy)) is None:
+            board = self._boards[policy] = ServiceBoard(
                 policy.service_list,
                 queue_size=policy.queue_size,
                 sample_ttl_s=policy.sample_ttl,
                 clock=self._clock,
             )
-            group = self._groups[policy] = ServiceGroup(policy, board, clusters)
-        return group
+        return board
 
     def _aim(self) -> None:
         """Have the pages visited, as the clusters and the policies in use are now."""

@@ -7,6 +7,7 @@ import pytest
 from lb_core.config import loads
 from lb_core.errors import ConfigError
 from lb_core.runtime import Runtime
+from lb_core.types import Ending, Outcome, Placement
 
 ENDPOINTS = """
 clusters:
@@ -61,3 +62,37 @@ async def test_a_ca_file_that_cannot_be_used_is_an_error_of_the_configuration(
     with pytest.raises(ConfigError):
         runtime.apply(loaded)
     assert runtime.clusters is before
+
+
+async def answered(runtime: Runtime) -> Placement:
+    """Place a request, which is answered well."""
+    request = runtime.balancer.request(host="a.test", path="/", headers={}, session=None, llm=None)
+    placement = await runtime.balancer.route(request, started=0.0)
+    runtime.balancer.finish(placement, Outcome(Ending.COMPLETE, 200, duration_s=0.1, connected=True))
+    return placement
+
+
+async def test_services_keep_their_samples_over_a_reload_that_changes_something_else() -> None:
+    latency = SERVICES.replace("LeastBusy", "LeastTotalLatency")
+    runtime = Runtime(loads(ENDPOINTS + latency))
+    await answered(runtime)
+    await answered(runtime)
+    runtime.apply(loads(ENDPOINTS + latency + "expose_decision: true\n"))
+    placement = await answered(runtime)
+    assert placement.services is not None
+    assert {choice.reason for choice in placement.services.choices} == {"least_total_latency"}
+    runtime.apply(loads(ENDPOINTS + latency.replace("[a, b]", "[b, a]")))
+    placement = await answered(runtime)
+    assert placement.services is not None
+    assert placement.services.choices[0].reason == "probe"
+    await runtime.close()
+
+
+async def test_a_route_keeps_its_latest_choices_as_long_as_it_leads_to_the_same_cluster() -> None:
+    runtime = Runtime(loads(ENDPOINTS + ROUTES))
+    await answered(runtime)
+    runtime.apply(loads(ENDPOINTS + "routes: [{name: q, cluster: b}, {name: r, cluster: a}]\n"))
+    assert [route.recent.counts for route in runtime.balancer.routes] == [{}, {"a1": 1}]
+    runtime.apply(loads(ENDPOINTS + "routes: [{name: r, cluster: b}]\n"))
+    assert [route.recent.counts for route in runtime.balancer.routes] == [{}]
+    await runtime.close()
