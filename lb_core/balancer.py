@@ -2,21 +2,19 @@
 
 import itertools
 import math
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import translate
 from functools import partial
-from typing import Self
 
 from lb_core.cluster import Cluster
-from lb_core.engines.shares import RecentChoices
+from lb_core.engines.reservation import Reservation
 from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Saturated
 from lb_core.health import IGNORED, Attempt, Verdict, Work, judge, rest_seconds
-from lb_core.policies import ClusterPolicy, Policy
+from lb_core.policies import Policy
 from lb_core.request import LLMRequest
+from lb_core.routes import Route, ServiceGroup
 from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
 from lb_core.stores.placement import place
@@ -27,53 +25,6 @@ _ADMISSIONS = 3
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fall as evenly as a sequence can (Weyl), so ties are broken evenly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Which requests a route takes. A pattern that is None takes all."""
-
-    hosts: re.Pattern[str] | None = None
-    paths: re.Pattern[str] | None = None
-    models: re.Pattern[str] | None = None
-
-    @classmethod
-    def of(cls, *, hosts: Iterable[str] = (), paths: Iterable[str] = (), models: Iterable[str] = ()) -> Self:
-        """Compile lists of globs; an empty list takes all. Host names are matched in lower case."""
-        return cls(_any_of(host.lower() for host in hosts), _any_of(paths), _any_of(models))
-
-    def takes(self, request: Request) -> bool:
-        """Tell if all three agree; a request without a model is not taken by a list of models."""
-        return (
-            (self.hosts is None or self.hosts.match(request.host.lower()) is not None)
-            and (self.paths is None or self.paths.match(request.path) is not None)
-            and (self.models is None or self.models.match(request.model or "") is not None)
-        )
-
-
-def _any_of(globs: Iterable[str]) -> re.Pattern[str] | None:
-    patterns = [translate(glob) for glob in globs]
-    return re.compile("|".join(patterns)) if patterns else None
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceGroup:
-    """The clusters that a route chooses among, and what it knows of them."""
-
-    policy: ClusterPolicy
-    board: ServiceBoard
-    clusters: Mapping[str, Cluster]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A match and where it leads. `policy` None is the default policy; a group's clusters use their own."""
-
-    name: str
-    match: Match
-    target: Cluster | ServiceGroup
-    policy: Policy | None = None
-    recent: RecentChoices = field(default_factory=RecentChoices, repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -219,28 +170,32 @@ class Balancer:
     ) -> Placement:
         finder = cluster.finder(policy)
         found = await finder.find(request) if finder else None
-        for _ in range(_ADMISSIONS):
-            # Nothing is awaited from here until the store has placed the request.
-            snapshot, eligible = cluster.snapshot(
-                request.model, found, recent=route.recent.counts, metrics="metrics" in policy.signals
-            )
-            decision = policy.decide(request, snapshot)
-            if not decision.tiers:
-                raise Saturated("No endpoint has room for a request that may be refused.")
-            lease = await cluster.store.acquire(request.id, decision, request.tie)
-            try:
-                attempt = await cluster.health.admit(lease.endpoint.name, eligible, _work(request))
-            except BaseException:
+        wants_metrics = "metrics" in policy.signals
+        with Reservation(cluster.board, route.recent, request.id) as reservation:
+            for _ in range(_ADMISSIONS):
+                # Nothing is awaited from here until the request is counted.
+                snapshot, eligible = cluster.snapshot(
+                    request.model, found, recent=route.recent.counts, metrics=wants_metrics
+                )
+                decision = policy.decide(request, snapshot)
+                if not decision.tiers:
+                    raise Saturated("No endpoint has room for a request that may be refused.")
+                if wants_metrics and (likely := place(decision, snapshot.in_flight, request.tie)):
+                    reservation.move(likely[1].endpoint.name)
+                lease = await cluster.store.acquire(request.id, decision, request.tie)
+                reservation.move(lease.endpoint.name)
+                try:
+                    attempt = await cluster.health.admit(lease.endpoint.name, eligible, _work(request))
+                except BaseException:
+                    cluster.store.release(lease.id)
+                    raise
+                if attempt is not None:
+                    break
                 cluster.store.release(lease.id)
-                raise
-            if attempt is not None:
-                break
-            cluster.store.release(lease.id)
-        else:
-            raise NoEndpoint("No endpoint is available.")
+                reservation.move(None)
+            else:
+                raise NoEndpoint("No endpoint is available.")
         self._homes[request.id] = _Home(cluster, attempt)
-        cluster.board.placed(lease.endpoint.name, lease.id)
-        route.recent.note(lease.endpoint.name)
         in_flight = dict(cluster.store.in_flight)
         in_flight[lease.endpoint.name] = lease.in_flight - 1
         note = partial(finder.record, found) if finder and found else None

@@ -9,7 +9,7 @@ from typing import Self, cast
 from prometheus_client import start_http_server
 
 from lb_core.assembly import Assembly
-from lb_core.balancer import Balancer, Match, Route, ServiceGroup
+from lb_core.balancer import Balancer
 from lb_core.cluster import Cluster
 from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
 from lb_core.discovery import Discovery
@@ -19,6 +19,7 @@ from lb_core.gauges import expose
 from lb_core.policies import POLICIES, ClusterPolicy, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
+from lb_core.routes import Match, Route, ServiceGroup
 from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
 from lb_core.stores.redis import RedisStore

@@ -22,7 +22,17 @@ class RecentChoices:
         self._order.append(endpoint)
         self._counts[endpoint] = self._counts.get(endpoint, 0) + 1
         if len(self._order) > self._window:
-            oldest = self._order.popleft()
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
+            self._forget(self._order.popleft())
+
+    def withdraw(self, endpoint: str) -> None:
+        """Take the latest choice of it back, if it is not forgotten yet."""
+        for index in range(len(self._order) - 1, -1, -1):
+            if self._order[index] == endpoint:
+                del self._order[index]
+                self._forget(endpoint)
+                return
+
+    def _forget(self, endpoint: str) -> None:
+        self._counts[endpoint] -= 1
+        if not self._counts[endpoint]:
+            del self._counts[endpoint]

@@ -14,6 +14,7 @@ LAYERS = [
     {"policies", "stores", "health"},
     {"prefix"},
     {"config", "cluster"},
+    {"routes"},
     {"balancer", "watch", "discovery"},
     {"assembly", "gauges", "visits"},
     {"runtime"},
