@@ -42,6 +42,8 @@ class Dialect:
     """Unlike elsewhere all that the page has are added up."""
     awake: Source | None = None
     """1 while the weights are loaded."""
+    models: str = ""
+    """A metric whose label `model_name` is the engine's own model."""
     adapters: str = ""
     """An info metric of adapters in vLLM's way; the newest series counts."""
     copies: frozenset[str] = frozenset()
@@ -67,6 +69,7 @@ VLLM = Dialect(
     generated_tokens=_plain("vllm:generation_tokens_total"),
     progress=_plain("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
     awake=Source("vllm:engine_sleep_state", {"sleep_state": "awake"}),
+    models="vllm:num_requests_running",
     adapters="vllm:lora_requests_info",
 )
 
@@ -83,6 +86,7 @@ SGLANG = Dialect(
     generated_tokens=_plain("sglang:generation_tokens_total"),
     # The token counters above are added to when a request ends, which says nothing about a long one.
     progress=_plain("sglang:realtime_tokens_total"),
+    models="sglang:num_running_reqs",
     copies=frozenset({"tp_rank", "pp_rank", "moe_ep_rank"}),
 )
 

@@ -21,6 +21,10 @@ class EngineMetrics:
     """Requests being worked on; summed over data-parallel engines."""
     kv_usage: float | None = None
     """The used share of the KV cache, 0 to 1; of data-parallel engines the fullest."""
+    models: frozenset[str] = frozenset()
+    """The engine's own models by the names that it gives them here, which need not be all of their names."""
+    lora: bool = False
+    """Whether it has a metric of adapters, which a vLLM has that serves some."""
     max_loras: int | None = None
     """LoRA adapters that fit in at once."""
     running_adapters: frozenset[str] | None = None

@@ -7,6 +7,7 @@ too low; the other signals stay.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from lb_core.engines.dialects import DIALECTS, NUMBERS, SHARES, Dialect, Source, names
 from lb_core.engines.model import EngineMetrics
@@ -22,6 +23,8 @@ _MEAN_KEPT_S = 60.0
 """How long a histogram's mean is taken for today's where no new samples came."""
 
 _BY_DIALECT = {key: names(dialect) for key, dialect in DIALECTS.items()}
+_ADAPTERS = frozenset(dialect.adapters for dialect in DIALECTS.values() if dialect.adapters)
+_MOST_MODELS, _LONGEST_MODEL = 16, 256
 _KNOWN = frozenset(name for read in _BY_DIALECT.values() for name in read)
 
 
@@ -52,7 +55,7 @@ class Reader:
         self._before: dict[str, _Before] = {}
         asked = [target + suffix for target in self._targets for suffix in ("", "_total", "_sum", "_count")]
         known = _BY_DIALECT[dialect] if dialect else _KNOWN
-        self._finder = Finder({*known, *asked}, typed=asked)
+        self._finder = Finder({*known, *asked}, typed=asked, announced=_ADAPTERS)
 
     def read(self, text: bytes, at: float) -> EngineMetrics | None:
         """What the page says; None where it has nothing that was looked for, as a login page has."""
@@ -125,7 +128,8 @@ def _metrics(
     dialect = DIALECTS[key]
     numbers = {signal: _signal(page, dialect, signal) for signal in NUMBERS}
     whole = {signal: None if (value := numbers[signal]) is None else int(value) for signal in _WHOLE}
-    most_loras, running, waiting = _adapters(page, dialect)
+    lora = dialect.adapters in page.announced or dialect.adapters in page.lines
+    most_loras, running, waiting = _adapters(page, dialect) if lora else (None, None, None)
     awake = _values(page, dialect.awake, dialect.copies) if dialect.awake else None
     steps = [_fold(_values(page, source, dialect.copies), sum) for source in dialect.progress]
     moved = [step for step in steps if step is not None]
@@ -135,6 +139,8 @@ def _metrics(
         waiting=numbers["waiting"],
         running=numbers["running"],
         kv_usage=numbers["kv_usage"],
+        models=_models(page, dialect),
+        lora=lora,
         max_loras=whole["max_loras"] if most_loras is None else most_loras,
         running_adapters=running,
         waiting_adapters=waiting,
@@ -202,11 +208,20 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
+def _models(page: Page, dialect: Dialect) -> frozenset[str]:
+    """The engine's own models; as many and as long as an engine may have."""
+    samples = (page.samples(dialect.models) if dialect.models else None) or ()
+    names = {sample.labels.get("model_name", "") for sample in samples} - {""}
+    return frozenset(islice((name for name in sorted(names) if len(name) <= _LONGEST_MODEL), _MOST_MODELS))
+
+
 def _adapters(
     page: Page, dialect: Dialect
 ) -> tuple[int | None, frozenset[str] | None, frozenset[str] | None]:
     """Most adapters at once, those of running and those of waiting requests."""
-    newest: Sample | None = page.newest(dialect.adapters) if dialect.adapters else None
+    newest: Sample | None = page.newest(dialect.adapters)
+    if newest is None and dialect.adapters not in page.lines:  # no adapter was asked for yet
+        return None, frozenset(), frozenset()
     if newest is None or not 0 <= newest.value <= _MOST_OF_ALL:
         return None, None, None
     most = newest.labels.get("max_lora", "")

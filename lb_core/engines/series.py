@@ -37,6 +37,8 @@ class Page:
     """By metric; never an empty list."""
     counters: frozenset[str] = frozenset()
     """The wanted metrics that the page says are counters."""
+    announced: frozenset[str] = frozenset()
+    """The wanted metrics whose type the page tells, be there series or not."""
 
     def samples(self, name: str) -> list[Sample] | None:
         """All series of a metric, [] where there is none; None where a line of it cannot be understood.
@@ -69,8 +71,10 @@ class Page:
 class Finder:
     """Finds the lines of the metrics called `names` in pages of any bytes whatever."""
 
-    def __init__(self, names: Iterable[str], *, typed: Iterable[str] = ()) -> None:
-        """`typed` are metrics of which `Page.counters` shall tell."""
+    def __init__(
+        self, names: Iterable[str], *, typed: Iterable[str] = (), announced: Iterable[str] = ()
+    ) -> None:
+        """`typed` are metrics of which `Page.counters` shall tell, `announced` those of `Page.announced`."""
         groups: dict[bytes, list[bytes]] = {}
         for name in sorted(names):
             raw = name.encode()
@@ -82,6 +86,7 @@ class Finder:
             for vendor, rests in groups.items()
         ]
         raw_typed = [name.encode() for name in sorted(typed)]
+        self._announced = [(name, b"\n# TYPE %s " % name.encode()) for name in announced]
         self._counters = _pattern(rb"\n# TYPE ", raw_typed, rb"[ \t]+counter\s") if raw_typed else None
 
     def find(self, text: bytes) -> Page:
@@ -96,6 +101,7 @@ class Finder:
                     page.lines.setdefault(vendor + name.decode(), []).append(start[1:] + name + rest)
         if self._counters is not None:
             page.counters = frozenset(name.decode() for name, _ in self._counters.findall(text))
+        page.announced = frozenset(name for name, line in self._announced if line in text)
         return page
 
 

@@ -1,14 +1,14 @@
 """The endpoints whose own metrics speak for them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from lb_core.engines.dialects import COUNTS_OF_REQUESTS
-from lb_core.engines.model import EngineMetrics, Observation
+from lb_core.engines.model import Observation
 from lb_core.engines.shares import WINDOW
+from lb_core.policies.sieve import Seen, Sieve
 from lb_core.types import Choice, Decision, Request, Snapshot, Tier
 
 _SHEDDABLE = frozenset({"false", "0", "no", "off", "sheddable", "standard", "low"})
@@ -45,6 +45,11 @@ class EndpointMetrics:
     the requests in flight that the engine does not run, since an engine that hangs reports none. The same
     goes for a `target_metric` that counts requests.
 
+    A model that a page names as its engine's own is no adapter. Where an engine says that it serves
+    adapters, those of its kind that do not say so are offered no request for one, under any
+    `metric_policy`: they would answer 404. An endpoint whose `models` name it is offered it all the same,
+    which also serves for further names of an engine's own model: a page has the first one alone.
+
     A missing signal is not 0. An endpoint without it passes the filters of that signal when others do, and
     alone makes none succeed; that it has an adapter is taken from what it says alone. Endpoints whose page
     is older than `stale_after_s` (None: the cluster's `metrics.stale_after`), or that have none, are never
@@ -74,10 +79,12 @@ class EndpointMetrics:
 
     def decide(self, request: Request, snapshot: Snapshot) -> Decision:
         """The survivors, those dropped, those without metrics, those over their share."""
-        known: list[_Seen] = []
+        adapter = _adapter(request.model, snapshot)
+        candidates = snapshot.candidates if adapter is None else _with_lora(snapshot)
+        known: list[Seen] = []
         stale: list[Choice] = []
         unknown: list[Choice] = []
-        for choice in snapshot.candidates:
+        for choice in candidates:
             observation = snapshot.metrics.get(choice.endpoint.name)
             if observation is None:
                 unknown.append(choice)
@@ -89,12 +96,12 @@ class EndpointMetrics:
                 known.append(seen)
         if not known:
             reason = "all_stale" if stale else "no_metrics"
-            return self._decision([Tier(snapshot.candidates, reason)], snapshot)
+            return self._decision([Tier(candidates, reason)], snapshot)
         sheddable = self._may_be_dropped(request)
         if sheddable and not (known := [seen for seen in known if self._has_room(seen)]):
             return Decision(self.name, ())
         if self.metric_policy == "default":
-            tiers = self._tree(known, request.model, sheddable=sheddable)
+            tiers = self._tree(known, adapter, sheddable=sheddable)
         else:
             tiers = self._by_target(known)
         if not sheddable:
@@ -104,7 +111,7 @@ class EndpointMetrics:
                 tiers.append(Tier(tuple(unknown), "no_metrics"))
         return self._decision(tiers, snapshot)
 
-    def _seen(self, choice: Choice, observation: Observation, snapshot: Snapshot) -> "_Seen | None":
+    def _seen(self, choice: Choice, observation: Observation, snapshot: Snapshot) -> Seen | None:
         """What the filters see of an endpoint; None where its page says nothing of use."""
         metrics = observation.metrics
         in_flight = snapshot.in_flight.get(choice.endpoint.name, 0)
@@ -117,7 +124,7 @@ class EndpointMetrics:
                 if running is not None:
                     waiting = max(waiting, in_flight - running)
             score = None if waiting is None else waiting + (metrics.kv_usage or 0)
-            return _Seen(_scored(choice, score), metrics, waiting, metrics.kv_usage)
+            return Seen(_scored(choice, score), metrics, waiting, metrics.kv_usage)
         value = metrics.raw.get(self.target_metric)
         if value is not None and self.target_metric in COUNTS_OF_REQUESTS:
             others = 0.0 if waiting is None or running is None else waiting + running - value
@@ -125,7 +132,7 @@ class EndpointMetrics:
             value = max(value + observation.placed_since, hidden)
         if value is not None and self.metric_policy == "most":
             value = -value
-        return _Seen(_scored(choice, value), metrics, value, None)
+        return Seen(_scored(choice, value), metrics, value, None)
 
     def _may_be_dropped(self, request: Request) -> bool:
         if not self.criticality_header or self.metric_policy != "default":
@@ -133,13 +140,13 @@ class EndpointMetrics:
         value = request.headers.get(self.criticality_header.lower())
         return value is not None and value.strip().lower() in _SHEDDABLE
 
-    def _has_room(self, seen: "_Seen") -> bool:
+    def _has_room(self, seen: Seen) -> bool:
         return (seen.waiting is None or seen.waiting <= self.sheddable_waiting) and (
             seen.kv_usage is None or seen.kv_usage <= self.sheddable_kv_usage
         )
 
-    def _tree(self, known: list["_Seen"], model: str | None, *, sheddable: bool) -> list[Tier]:
-        sieve = _Sieve(known)
+    def _tree(self, known: list[Seen], adapter: str | None, *, sheddable: bool) -> list[Tier]:
+        sieve = Sieve(known)
         limit = self.waiting_threshold
         if not sheddable and any(seen.waiting is not None and seen.waiting < limit for seen in known):
             sieve.keep(
@@ -147,15 +154,17 @@ class EndpointMetrics:
                 "queue",
                 f"waiting < {limit:g}",
             )
-            if not sieve.keep(lambda seen: seen.has(model), "lora", "has the adapter"):
-                sieve.keep(lambda seen: seen.has_room_for(model), "lora", "has room for the adapter")
+            if not sieve.keep(lambda seen: seen.has(adapter), "lora", "has the adapter"):
+                sieve.keep(lambda seen: seen.has_room_for(adapter), "lora", "has room for the adapter")
             pool = sieve.first
             sieve.keep_lowest(_waiting, pool, "queue", "waiting")
         else:
             pool = known
             sieve.keep_lowest(_waiting, pool, "queue", "waiting")
             sieve.keep(
-                lambda seen: seen.has(model) or seen.has_room_for(model), "lora", "has or takes the adapter"
+                lambda seen: seen.has(adapter) or seen.has_room_for(adapter),
+                "lora",
+                "has or takes the adapter",
             )
         sieve.keep_lowest(_kv_usage, pool, "kv_usage", "kv_usage")
         missing = [
@@ -165,7 +174,7 @@ class EndpointMetrics:
         ]
         return sieve.tiers(missing)
 
-    def _by_target(self, known: list["_Seen"]) -> list[Tier]:
+    def _by_target(self, known: list[Seen]) -> list[Tier]:
         """The lowest range, of the rest again the lowest range, and so on; `most` has negative values."""
         if all(seen.waiting is None for seen in known):
             detail = f"{self.target_metric} is missing everywhere"
@@ -173,7 +182,7 @@ class EndpointMetrics:
         tiers: list[Tier] = []
         left = known
         while left:
-            sieve = _Sieve(left)
+            sieve = Sieve(left)
             if len(tiers) < _MOST_TIERS - 1:
                 sieve.keep_lowest(_waiting, left, "target_metric", "value")
             reason = "next_range" if tiers else "target_metric"
@@ -199,82 +208,34 @@ class EndpointMetrics:
         return Decision(self.name, tuple(tiers))
 
 
-@dataclass(slots=True)
-class _Seen:
-    """One endpoint as the filters see it."""
-
-    choice: Choice
-    metrics: EngineMetrics
-    waiting: float | None
-    """The queue with what the page does not know; for `least` and `most` the target's value."""
-    kv_usage: float | None
-
-    def has(self, model: str | None) -> bool:
-        return model is not None and model in (self.metrics.adapters or ())
-
-    def has_room_for(self, model: str | None) -> bool | None:
-        adapters, most = self.metrics.adapters, self.metrics.max_loras
-        return None if model is None or adapters is None or most is None else len(adapters) < most
-
-
-@dataclass(slots=True)
-class _Sieve:
-    """Endpoints that came through all filters so far, and those that each filter held back."""
-
-    first: list[_Seen]
-    dropped: list[tuple[list[_Seen], str, str]] = field(default_factory=list)
-    """The last dropped first, with the reason and detail of the filter."""
-
-    def keep(self, test: Callable[[_Seen], bool | None], reason: str, detail: str) -> bool:
-        """Keep those that pass, and those of which the test does not know (None); False if none passes."""
-        results = [test(seen) for seen in self.first]
-        if True not in results:
-            return False
-        if False in results:
-            held = [seen for seen, result in zip(self.first, results, strict=True) if result is False]
-            self.first = [s for s, result in zip(self.first, results, strict=True) if result is not False]
-            self.dropped.insert(0, (held, reason, detail))
-        return True
-
-    def keep_lowest(
-        self, value: Callable[[_Seen], float | None], pool: Sequence[_Seen], reason: str, what: str
-    ) -> None:
-        """Keep those within 1/n of the range of the n of `pool` from the lowest."""
-        numbers = [number for seen in pool if (number := value(seen)) is not None]
-        left = [number for seen in self.first if (number := value(seen)) is not None]
-        if left:
-            limit = min(left) + (max(numbers) - min(numbers)) / len(numbers)
-            self.keep(
-                lambda seen: None if (number := value(seen)) is None else number <= limit,
-                reason,
-                f"{what} <= {limit:.4g}",
-            )
-
-    def detail(self) -> str:
-        """The filters that held something back, in their order."""
-        return ", ".join(detail for _, _, detail in reversed(self.dropped))
-
-    def tiers(self, notes: list[str]) -> list[Tier]:
-        """The survivors under the last filter's reason; the others under the one that held them back."""
-        first = tuple(seen.choice for seen in self.first)
-        reason = self.dropped[0][1] if self.dropped else "alike"
-        detail = "; ".join(part for part in (self.detail(), *notes) if part)
-        return [
-            Tier(first, reason, detail),
-            *(
-                Tier(tuple(seen.choice for seen in held), f"not_{reason}", f"not {detail}")
-                for held, reason, detail in self.dropped
-            ),
-        ]
-
-
 def _scored(choice: Choice, score: float | None) -> Choice:
     return Choice(choice.endpoint, score, choice.virtual_load)
 
 
-def _waiting(seen: _Seen) -> float | None:
+def _waiting(seen: Seen) -> float | None:
     return seen.waiting
 
 
-def _kv_usage(seen: _Seen) -> float | None:
+def _kv_usage(seen: Seen) -> float | None:
     return seen.kv_usage
+
+
+def _adapter(model: str | None, snapshot: Snapshot) -> str | None:
+    """The model if it can be an adapter: no engine says that it is its own."""
+    own = any(model in seen.metrics.models for seen in snapshot.metrics.values())
+    return None if own else model
+
+
+def _with_lora(snapshot: Snapshot) -> tuple[Choice, ...]:
+    """The candidates without those that cannot serve an adapter, as far as an engine of their kind tells."""
+    kinds = {seen.metrics.dialect for seen in snapshot.metrics.values() if seen.metrics.lora}
+    if not kinds:
+        return snapshot.candidates
+    return tuple(
+        choice
+        for choice in snapshot.candidates
+        if choice.endpoint.models
+        or (seen := snapshot.metrics.get(choice.endpoint.name)) is None
+        or seen.metrics.lora
+        or seen.metrics.dialect not in kinds
+    )

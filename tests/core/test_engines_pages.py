@@ -11,7 +11,13 @@ from lb_core.engines.reading import Reader
 
 PAGES = Path(__file__).parents[1] / "data" / "metrics"
 
-VLLM = {"dialect": "vllm", "sleeping": False, "block_size": 128, "prefix_hits": 0}
+VLLM = {
+    "dialect": "vllm",
+    "models": frozenset({"tiny"}),
+    "sleeping": False,
+    "block_size": 128,
+    "prefix_hits": 0,
+}
 LLAMA = {"dialect": "llamacpp", "prefix_hits": 0, "generated_tokens": 0}
 
 # Read off the pages by hand.
@@ -26,12 +32,20 @@ REAL: dict[str, dict[str, Any]] = {
     | {"waiting": 2, "running": 4, "kv_usage": 0.8941176470588236, "kv_blocks": 256}
     | {"prefix_queries": 28076, "generated_tokens": 1160, "progress": 1160 + 28076},
     "vllm-lora-idle": VLLM
-    | {"waiting": 0, "running": 0, "kv_usage": 0.0, "kv_blocks": 256, "max_loras": 2}
+    | {"waiting": 0, "running": 0, "kv_usage": 0.0, "kv_blocks": 256}
     | {"prefix_queries": 28, "generated_tokens": 16, "progress": 16 + 28}
-    | {"running_adapters": frozenset(), "waiting_adapters": frozenset()},
+    | {"lora": True, "max_loras": 2, "running_adapters": frozenset(), "waiting_adapters": frozenset()},
     "vllm-lora-loaded": VLLM
-    | {"waiting": 6, "running": 4, "kv_usage": 0.03137254901960784, "kv_blocks": 256, "max_loras": 2}
+    | {
+        "waiting": 6,
+        "running": 4,
+        "kv_usage": 0.03137254901960784,
+        "kv_blocks": 256,
+        "max_loras": 2,
+        "lora": True,
+    }
     | {"prefix_queries": 556, "generated_tokens": 41, "progress": 41 + 556}
+    | {"lora": True, "max_loras": 2}
     | {"running_adapters": frozenset({"ad1", "ad2"}), "waiting_adapters": frozenset({"ad1", "ad2"})},
     "llamacpp-idle": LLAMA | {"waiting": 0, "running": 0, "progress": 0},
     "llamacpp-loaded": LLAMA | {"waiting": 8, "running": 4, "progress": 178},
@@ -73,8 +87,8 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sglang with priorities and two ranks that tell the same": (
         """
-        sglang:num_running_reqs{dp_rank="0",priority="",tp_rank="0"} 8.0
-        sglang:num_running_reqs{dp_rank="0",priority="",tp_rank="1"} 8.0
+        sglang:num_running_reqs{dp_rank="0",model_name="m",priority="",tp_rank="0"} 8.0
+        sglang:num_running_reqs{dp_rank="0",model_name="m",priority="",tp_rank="1"} 8.0
         sglang:num_running_reqs{dp_rank="1",priority="",tp_rank="2"} 1.0
         sglang:num_running_reqs{dp_rank="0",priority="5",tp_rank="0"} 8.0
         sglang:num_queue_reqs{dp_rank="0",priority="",tp_rank="0"} 4.0
@@ -91,7 +105,7 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"dialect": "sglang", "running": 9, "waiting": 4, "kv_usage": 0.52, "block_size": 64}
         | {"kv_blocks": 1000, "prefix_hits": 15, "prefix_queries": 40, "generated_tokens": 0}
-        | {"progress": 37, "max_loras": 8},
+        | {"progress": 37, "max_loras": 8, "models": frozenset({"m"})},
     ),
     "sglang with its info metric": (
         """
@@ -247,6 +261,20 @@ def test_of_thousands_of_old_adapter_sets_the_newest_counts() -> None:
     metrics = numbers(new + old)
     assert metrics.adapters == frozenset("xyz")
     assert metrics.max_loras == 4
+
+
+@pytest.mark.parametrize("help_too", [True, False])
+def test_an_engine_with_lora_that_was_asked_for_no_adapter_has_none(help_too: bool) -> None:
+    """Then the page has the metric's name and type, and no series."""
+    text = "vllm:num_requests_running 0.0\n# TYPE vllm:lora_requests_info gauge\n"
+    metrics = numbers("# HELP vllm:lora_requests_info Running stats.\n" * help_too + text)
+    assert (metrics.lora, metrics.max_loras, metrics.adapters) == (True, None, frozenset())
+
+
+def test_the_engines_own_models_are_bounded_in_number_and_length() -> None:
+    names = [f"m{n:02}" for n in range(40)] + ["x" * 257, ""]
+    lines = "".join(f'vllm:num_requests_running{{model_name="{name}"}} 1\n' for name in names)
+    assert numbers(lines).models == frozenset(names[:16])
 
 
 @pytest.mark.parametrize(

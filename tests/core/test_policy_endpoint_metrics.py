@@ -40,13 +40,17 @@ class Engine:
     running: float | None = 0
     in_flight: int = 0
     raw: Mapping[str, float] = field(default_factory=dict)
+    own: str = ""
+    dialect: str = "vllm"
 
     @property
     def observation(self) -> Observation:
         adapters = None if self.loras is None else frozenset(self.loras.split())
         metrics = EngineMetrics(
             at=0,
-            dialect="vllm",
+            dialect=self.dialect,
+            models=frozenset(self.own.split()),
+            lora=adapters is not None,
             waiting=self.waiting,
             running=self.running,
             kv_usage=self.kv_usage,
@@ -59,6 +63,7 @@ class Engine:
 
 E = Engine
 NOTHING = E(None, None)
+OTHER = E(dialect="sglang")
 
 
 def x(value: float, **values: Any) -> Engine:
@@ -121,8 +126,38 @@ CASES = [
     case("no queue is not below 50", E(None), E(60), first="ab", reason="alike"),
     case("no queue anywhere", E(None, 0.1), E(None, 0.9), first="a", reason="kv_usage"),
     case("no usage anywhere", E(0, None), E(10, None), first="a", reason="queue"),
-    case("no adapters known", E(), E(loras="x y"), E(loras="x"), first="ac", reason="lora"),
-    case("unknown is not has", E(), E(loras="ad"), first="b", reason="lora"),
+    case(
+        "no adapters known",
+        E(),
+        E(loras="x y", dialect="y"),
+        E(loras="x", dialect="y"),
+        first="ac",
+        reason="lora",
+    ),
+    case("unknown is not has", E(), E(loras="ad", dialect="y"), first="b", reason="lora"),
+    # Without LoRA.
+    case("no LoRA", E(), E(40, loras="x"), first="b", reason="alike"),
+    case("no LoRA, and the other full", E(), E(loras="x y"), first="b", reason="alike"),
+    case("no LoRA, and the other's queue too long", E(), E(60, loras="x"), first="b", reason="alike"),
+    case("no LoRA, and the other stale", E(), E(loras="x", age=9), first="b", reason="all_stale"),
+    case("no LoRA and stale", E(age=9), E(40, loras="x"), first="b", reason="alike"),
+    case("nobody has LoRA", E(), E(), first="ab", reason="alike"),
+    case("no LoRA of another kind", E(), E(loras="x", dialect="y"), first="ab", reason="alike"),
+    case("no LoRA, no page", None, E(60, loras="x"), first="b", reason="alike"),
+    case("no LoRA, least", x(0), x(9, loras="x"), first="b", reason="target_metric", policy=X_LEAST),
+    case(
+        "no LoRA, share",
+        E(0),
+        E(9, loras="x"),
+        first="b",
+        reason="alike",
+        policy={"rate_limit": 0.6},
+        recent={"b": 99},
+    ),
+    case("a base model needs none", E(own="ad"), E(loras="x y", own="ad"), first="ab", reason="alike"),
+    case("a base model is no adapter", E(loras="x y"), E(loras="x", own="ad"), first="ab", reason="alike"),
+    case("base model, queue", E(30, own="ad"), E(loras="x y"), first="b", reason="queue"),
+    case("LoRA without a model", E(), E(40, loras="x"), first="a", reason="queue", model=None),
     case("nothing known of one", NOTHING, E(40), first="b", reason="alike"),
     case("no page of one", None, E(40), first="b", reason="alike"),
     case("nothing known of any", NOTHING, NOTHING, first="ab", reason="no_metrics"),
@@ -270,6 +305,22 @@ def test_by_one_metric_the_ranges_follow_each_other() -> None:
     assert [names(decision, tier) for tier in range(len(decision.tiers))] == list("bcda")
 
 
+def test_an_endpoint_without_lora_is_in_no_tier_unless_its_models_name_the_model() -> None:
+    seen = shot((E(), E(9, loras="x"), E(loras="x y"), None))
+    decision = EndpointMetrics().decide(asked(), seen)
+    assert [names(decision, tier) for tier in range(len(decision.tiers))] == ["b", "c", "d"]
+    named = replace(seen, candidates=(Choice(endpoint("a", models=("a*",))), *seen.candidates[1:]))
+    assert names(EndpointMetrics().decide(asked(), named)) == "a"
+
+
+def test_an_engine_that_was_asked_for_no_adapter_yet_has_room_for_one() -> None:
+    """Its page announces the metric and has no series."""
+    fresh = Observation(EngineMetrics(0, "vllm", waiting=3, running_adapters=frozenset(), lora=True), 0, 0)
+    seen = shot((None, E(0, loras="x y")))
+    seen = replace(seen, metrics={**seen.metrics, "a": fresh})
+    assert names(EndpointMetrics().decide(asked(), seen)) == "a"
+
+
 def test_a_request_that_may_be_dropped_is_offered_only_endpoints_with_room() -> None:
     policy = EndpointMetrics(**HEADER)
     engines = (E(0), E(5), E(6), E(0, age=9), None)
@@ -316,11 +367,15 @@ def test_the_order_of_the_endpoints_does_not_matter(
 
 
 @given(policy=POLICIES, engines=MANY)
-def test_every_endpoint_has_one_place(policy: EndpointMetrics, engines: Any) -> None:
+def test_every_endpoint_that_can_serve_it_has_one_place(policy: EndpointMetrics, engines: Any) -> None:
     decision = policy.decide(asked(), shot(engines))
-    assert Counter("".join(names(decision, n) for n in range(len(decision.tiers)))) == Counter(
-        "abcdefgh"[: len(engines)]
-    )
+    lora = any(engine is not None and engine.loras is not None for engine in engines)
+    placed = [
+        name
+        for name, engine in zip("abcdefgh", engines, strict=False)
+        if engine is None or engine.loras is not None or not lora
+    ]
+    assert sorted("".join(names(decision, n) for n in range(len(decision.tiers)))) == placed
     assert all(tier.choices for tier in decision.tiers)
 
 

@@ -1,6 +1,7 @@
 """`endpoint_metrics` through a real mitmdump: engines that differ, that lie, and that say nothing."""
 
 import asyncio
+import re
 import statistics
 import threading
 from collections import Counter
@@ -96,7 +97,7 @@ class Fleet:
 @contextmanager
 def six_engines() -> Iterator[Fleet]:
     """`frozen` and `full` report that they are idle and are in good health by their own account."""
-    kind = ("--ttft", "0.02", "--tpot", "0.01", "--max-num-seqs", "4")
+    kind = ("--ttft", "0.02", "--tpot", "0.01", "--max-num-seqs", "4", "--model", "sim")
     with (
         Engines(4, *kind) as four,
         Engines(1, *kind, "--speed", "0.5") as slow,
@@ -372,3 +373,48 @@ async def test_a_missing_signal_is_told_once_and_the_policy_stays_on(tmp_path: P
         # Eight wait at the loaded one by its page, so the policy is on; and those without a signal take part.
         assert spread["loaded"] == 0, spread
         assert all(spread[name] >= 20 for name in expected), spread
+
+
+# -- adapters ---------------------------------------------------------------------------------------------
+
+
+async def test_no_client_of_a_cold_adapter_meets_an_engine_without_lora(tmp_path: Path) -> None:
+    """Engines answer 404 for what they do not serve; both with LoRA have all their adapters in use."""
+    kind = ("--ttft", "0.01", "--tpot", "0.005", "--model", "base")
+    with Engines(2, *kind) as plain, Engines(2, *kind, "--adapter", "warm", "--adapter", "cold") as lora:
+        listed = [{**each, "name": f"plain-{n}"} for n, each in enumerate(plain.endpoints())]
+        listed += [{**each, "name": f"lora-{n}"} for n, each in enumerate(lora.endpoints())]
+        with Balancer(tmp_path, config(listed, {}, scrape_interval=0.1)) as balancer:
+            await asyncio.sleep(1)
+            async with httpx.AsyncClient(timeout=60) as client:
+
+                async def many(model: str, number: int, tokens: int) -> list[Answer]:
+                    asked = [ask(client, balancer, body(model, tokens=tokens)) for _ in range(number)]
+                    return await asyncio.gather(*asked)
+
+                busy = [asyncio.create_task(many(name, 6, 600)) for name in ("warm", "cold")]
+                await asyncio.sleep(0.5)
+                cold = await many("cold", 40, 5)
+                base = await many("base", 40, 5)
+                held = await asyncio.gather(*busy)
+    assert {answer.status for answer in (*cold, *base, *held[0], *held[1])} == {200}
+    assert {answer.endpoint for answer in cold} <= {"lora-0", "lora-1"}
+    assert {answer.endpoint for answer in base} >= {"plain-0", "plain-1"}
+
+
+async def test_requests_for_the_base_model_stay_on_engines_whose_adapter_slots_are_full(
+    tmp_path: Path,
+) -> None:
+    """An engine with one slot, in use, and an idle one with a slot free: the base model needs none."""
+    full = page("vllm-lora-loaded").replace('max_lora="2"', 'max_lora="1"')
+    idle_now = r"(vllm:(?:num_requests_running|num_requests_waiting|kv_cache_usage)\S*) \S+"
+    full = re.sub(idle_now, r"\1 0.0", full)
+    with PageEngine(full) as busy, PageEngine(page("vllm-lora-idle")) as idle:
+        engines = {"busy": busy, "idle": idle}
+        with Balancer(tmp_path, config(listed(engines), {}, scrape_interval=0.2)) as balancer:
+            await asyncio.sleep(1)
+            async with httpx.AsyncClient(timeout=20) as client:
+                base = [await ask(client, balancer, body("tiny")) for _ in range(40)]
+                other = [await ask(client, balancer, body("ad3")) for _ in range(10)]
+    assert {answer.endpoint for answer in base} == {"busy", "idle"}
+    assert {answer.endpoint for answer in other} == {"idle"}
