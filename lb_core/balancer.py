@@ -17,6 +17,7 @@ from lb_core.request import LLMRequest
 from lb_core.routes import Route, ServiceGroup
 from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
+from lb_core.stores.patience import OneWait
 from lb_core.stores.placement import place
 from lb_core.types import Decision, Outcome, Placement, Request, Snapshot, Tier
 
@@ -77,10 +78,11 @@ class Balancer:
         route = self._match(request)
         target = route.target
         try:
-            if isinstance(target, Cluster):
-                policy = route.policy or self.default_policy or target.balance
-                return await self._place(request, started, route, target, policy)
-            return await self._place_among(request, started, route, target)
+            with OneWait():
+                if isinstance(target, Cluster):
+                    policy = route.policy or self.default_policy or target.balance
+                    return await self._place(request, started, route, target, policy)
+                return await self._place_among(request, started, route, target)
         except Saturated as error:
             full = (target,) if isinstance(target, Cluster) else tuple(target.clusters.values())
             for cluster in full:

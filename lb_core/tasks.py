@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -13,8 +14,11 @@ _running: set[asyncio.Task[None]] = set()
 
 
 def spawn(coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-    """Run it in the background of the running event loop; an exception that escapes is logged, once."""
-    task = asyncio.get_running_loop().create_task(_guarded(coro, name), name=name)
+    """Run it in the background of the running event loop; an exception that escapes is logged, once.
+
+    It begins with an empty context: it may outlive the request in which it was begun, and is not part of it.
+    """
+    task = asyncio.get_running_loop().create_task(_guarded(coro, name), name=name, context=Context())
     _running.add(task)
     task.add_done_callback(_running.discard)
     return task

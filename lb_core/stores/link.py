@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from lb_core.stores.breaker import SLOW_S, Breaker
+from lb_core.stores.patience import at_most
 from lb_core.stores.scripts import ACQUIRE, BEAT, FSCK, HOLD, REAP, RELEASE, Script
 from lb_core.stores.server import RedisSettings, Server
 from lb_core.stores.wire import Argument, Refused, Reply, ServerAway, Wire
@@ -65,8 +66,8 @@ class Link:
         """Wait for the outcome of the first attempt to connect, no longer than a call may take."""
         self.start()
         if not self._settled.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._call_s):
+            with suppress(TimeoutError, ServerAway):
+                async with at_most(self._call_s):
                     await self._settled.wait()
 
     async def close(self) -> None:
@@ -93,13 +94,13 @@ class Link:
         return self._wire.call(*command)
 
     async def call(self, *command: Argument) -> Reply:
-        """Send a command and wait for its reply, for at most min(timeout, 250 ms).
+        """Send a command and wait for its reply, for at most min(timeout, 250 ms); see `patience` too.
 
         Raises ServerAway when there is no answer, so its outcome is unknown, and Refused for an error reply.
         """
         started = self._loop.time()
         try:
-            async with asyncio.timeout(self._call_s):
+            async with at_most(self._call_s):
                 reply = await self.send(*command)
         except TimeoutError:
             if self._breaker.failed():

@@ -1,7 +1,6 @@
 """Requests that come at once while the shared counts are asked for: none is decided as if it were alone."""
 
 import asyncio
-import random
 from collections import Counter
 
 import pytest
@@ -11,16 +10,11 @@ from lb_core.cluster import Cluster
 from lb_core.engines.board import Board
 from lb_core.engines.model import EngineMetrics, Scrape
 from lb_core.errors import RouteError
-from lb_core.health import Health, HealthConfig
 from lb_core.policies.endpoint_metrics import EndpointMetrics
-from lb_core.policies.prefix_cache import PrefixCache
-from lb_core.prefix.finder import PrefixFinder
-from lb_core.prefix.memory import MemoryPrefixIndex
-from lb_core.routes import Match, Route
-from lb_core.stats import Stats
 from lb_core.stores.redis import RedisStore
 from lb_core.types import Ending, Outcome, Placement
 from tests.core.build import endpoint
+from tests.redis.balancers import balancer_over
 from tests.redis.fleet import Fleet
 from tests.redis.servers import RedisServer
 
@@ -36,21 +30,7 @@ def balancer_of(
         page = EngineMetrics(0.5, "vllm", waiting=queue, running=0, kv_usage=0.5, raw={"x": queue})
         board.take(Scrape(member.name, 0.5, 0.0, page))
 
-    def finder(asked: PrefixCache) -> PrefixFinder:
-        return PrefixFinder("c", MemoryPrefixIndex())
-
-    cluster = Cluster(
-        "c",
-        members,
-        store=store,
-        health=Health(HealthConfig(), members, clock=lambda: 1.0, dice=random.random),
-        board=board,
-        balance=policy,
-        new_finder=finder,
-    )
-    return Balancer(
-        (Route("r", Match(), cluster, policy),), default_policy=None, stats=Stats(), clock=lambda: 1.0
-    )
+    return balancer_over(store, members, policy, board=board)
 
 
 type Placed = list[tuple[Balancer, Placement]]
