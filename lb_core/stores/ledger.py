@@ -30,6 +30,13 @@ class Taken(NamedTuple):
     counts: list[int]
 
 
+class Told(NamedTuple):
+    """The answer to hold: how many slots were not known as such, and if the owner was unknown."""
+
+    changed: int
+    fresh: bool
+
+
 class Beat(NamedTuple):
     """The answer to a heartbeat."""
 
@@ -60,12 +67,12 @@ class RemoteLedger:
         endpoint, tier, _, fresh, counts = reply
         return Taken(endpoint.decode(), tier, bool(fresh), [int(count or 0) for count in counts])
 
-    async def hold(self, slots: Iterable[tuple[str, str]]) -> int:
-        """Say that these slots are held at these endpoints; gives how many were not known as such."""
+    async def hold(self, slots: Iterable[tuple[str, str]]) -> Told:
+        """Say that these slots are held at these endpoints."""
         keys = (self._counts, self._own, self._owners)
         pairs = [text for pair in slots for text in pair]
-        changed: int = await self._link.run(HOLD, keys, self._owner, self._lease_ms, *pairs)
-        return changed
+        changed, fresh = await self._link.run(HOLD, keys, self._owner, self._lease_ms, *pairs)
+        return Told(changed, bool(fresh))
 
     async def release(self, slots: list[str]) -> int:
         """Give slots back; gives how many were held."""

@@ -128,13 +128,15 @@ class RedisStore:
             return False
         if self._link.up:
             try:
-                await self._ledger.hold([(moved.slot, endpoint.name)])
+                told = await self._ledger.hold([(moved.slot, endpoint.name)])
             except ServerAway:
                 self._upkeep.suspect()
             except Refused as error:
                 self._upkeep.refused("move", error)
             else:
                 self._upkeep.accepted("move")
+                if told.fresh:
+                    self._upkeep.unknown()
         return True
 
     async def close(self) -> None:
@@ -171,7 +173,7 @@ class RedisStore:
             return self._take_alone(slot, lease_id, decision, tie)
         self._upkeep.accepted("acquire")
         if taken.fresh:
-            self._upkeep.suspect()
+            self._upkeep.unknown()
         self._books.hear(ballot.names, taken.counts)
         return self._taken(slot, lease_id, ballot, taken)
 

@@ -89,6 +89,11 @@ class Upkeep:
         self._resyncs_due = max(self._resyncs_due, times)
         self._wake.set()
 
+    def unknown(self) -> None:
+        """The server had forgotten us. Who came back before us and checked the sums has left us out."""
+        self._check_due = True
+        self.suspect()
+
     def refused(self, call: str, error: Refused) -> None:
         """The server answers, but not as it should. Said once, until all calls succeed again."""
         self._stats.errors += 1
@@ -132,6 +137,7 @@ class Upkeep:
         self._beats += 1
         held, pending = len(self._books.held), len(self._books.pending)
         beat = await self._ledger.beat()
+        self._check_due |= not beat.known
         if (
             not beat.known
             or not held <= beat.slots <= held + pending
@@ -152,8 +158,9 @@ class Upkeep:
             for chunk in itertools.batched(tuple(books.held), CHUNK):
                 # Read now, not before the loop: what ended meanwhile must not come back.
                 now = [books.held[lease_id] for lease_id in chunk if lease_id in books.held]
-                if await self._ledger.hold((held.slot, held.lease.endpoint.name) for held in now):
-                    self._check_due = True  # if our ledger alone was lost, the counts are too high now
+                told = await self._ledger.hold((held.slot, held.lease.endpoint.name) for held in now)
+                # If our ledger alone was lost, the counts are too high now; if we were forgotten: `unknown`.
+                self._check_due |= told.changed > 0 or told.fresh
             self._flush()
             present = await self._ledger.slots()
             ours = {held.slot for held in books.held.values()} | books.pending
@@ -174,14 +181,19 @@ class Upkeep:
         too_low = sure and any(count > counts.get(name, 0) for name, count in own.items())
         if too_low or self._check_due:
             await self._check()
-            self._check_due = False
         elif self._clock() >= self._fsck_at:
             self._fsck_at = self._clock() + self._fsck_s
             if await self._ledger.may_check(int(self._fsck_s * 900)):
                 await self._check()
 
     async def _check(self) -> None:
-        fixed = await self._ledger.fsck()
+        """Have the sums corrected; due again if that fails, or if owners come or go meanwhile."""
+        self._check_due, fixed = False, None
+        try:
+            fixed = await self._ledger.fsck()
+        finally:
+            if fixed is None:
+                self._check_due = True
         if fixed:
             self._stats.fsck_fixed += fixed
             logger.warning(

@@ -3,7 +3,9 @@
 import asyncio
 import time
 
-from lb_core.stores.ledger import COUNTS, key
+import pytest
+
+from lb_core.stores.ledger import COUNTS, OWNERS, key
 from tests.core.build import endpoints
 from tests.redis.fleet import Fleet, equal
 from tests.redis.servers import RedisServer, counts_in, ledgers_in, until
@@ -44,6 +46,27 @@ async def test_wrong_sums_are_corrected_by_one_balancer(fleet: Fleet, server: Re
     server.client.zadd(key("c", COUNTS), {"nobody": 3})
     await until(lambda: fleet.exact(server), timeout_s=3)
     await until(lambda: sum(store.stats.fsck_fixed for store in stores) == 2)
+
+
+@pytest.mark.parametrize("first", ["beat", "acquire", "resync"])
+async def test_whoever_was_left_out_of_the_sums_has_them_corrected(
+    fleet: Fleet, server: RedisServer, first: str
+) -> None:
+    one, other = [await fleet.add(server.config) for _ in range(2)]
+    here, there = endpoints(2)
+    for store, slots in ((one, 10), (other, 8)):
+        for _ in range(slots):
+            await fleet.acquire(store, equal(here))
+    await until(lambda: one.stats.resyncs >= 2 and other.stats.resyncs >= 2)
+    lost = server.client.pipeline()  # as after the loss of the owners' list, when only one has come back
+    lost.zrem(key("c", OWNERS), other.owner)
+    lost.zadd(key("c", COUNTS), {here.name: 10})
+    lost.execute()
+    if first == "acquire":
+        await fleet.acquire(other, equal(there))
+    elif first == "resync":
+        other._upkeep.suspect()
+    await until(lambda: fleet.exact(server))
 
 
 async def test_every_balancer_hears_the_others_within_a_beat(fleet: Fleet, server: RedisServer) -> None:

@@ -36,13 +36,15 @@ class Twin:
         self.ledgers.setdefault(owner, {})[slot] = choice.endpoint.name
         return choice.endpoint.name, tier, False
 
-    def hold(self, owner: str, slots: dict[str, str]) -> int:
+    def hold(self, owner: str, slots: dict[str, str]) -> list[int]:
+        """How many slots were not as said, and 1 if the owner was unknown."""
+        fresh = int(owner not in self.owners)
         self._register(owner)
         ledger = self.ledgers.get(owner, {})
         changed = sum(ledger.get(slot) != endpoint for slot, endpoint in slots.items())
         if slots:
             self.ledgers.setdefault(owner, {}).update(slots)
-        return changed
+        return [changed, fresh]
 
     def release(self, owner: str, slots: list[str]) -> int:
         ledger = self.ledgers.get(owner, {})

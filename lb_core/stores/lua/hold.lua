@@ -1,9 +1,10 @@
 -- Make the ledger say that these slots are held at these endpoints; serves move and resync. Repeating changes nothing.
 -- KEYS  1 counts: zset, endpoint -> slots. 2 own ledger: hash, slot -> endpoint. 3 owners: zset, owner -> expiry, ms
 -- ARGV  1 owner, 2 lease in ms, then pairs of slot and endpoint
--- Gives how many slots were not as said
+-- Gives {how many slots were not as said, 1 if the owner was unknown}
 redis.call('ZCARD', KEYS[1]) -- a key of the wrong type fails here, before anything is written
-if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
+local fresh = redis.call('ZSCORE', KEYS[3], ARGV[1]) and 0 or 1
+if fresh == 1 then
   redis.call('ZADD', KEYS[3], (redis.call('TIME')[1] + 1) * 1000 + ARGV[2], ARGV[1])
 end
 local changed = 0
@@ -20,4 +21,4 @@ for at = 3, #ARGV, 2 do
   end
 end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 3600) end
-return changed
+return {changed, fresh}
