@@ -14,14 +14,14 @@ from typing import Any
 from mitmproxy import connection, ctx, http, tcp
 from mitmproxy.proxy import mode_specs
 
+from addons.client_connection import response_of
 from addons.exchange import METADATA, Exchange, asked_host
 from addons.failover_hooks import FailoverHooks
 from addons.headers import check_head, drop_own_headers
 from addons.lifecycle import Lifecycle
 from lb_core import record
 from lb_core.errors import Draining, InternalError, RouteError
-from lb_core.replies import error_reply
-from lb_core.request import api_of, parse, session_of
+from lb_core.request import parse, session_of
 from lb_core.retry import Retries, repeatable
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome
@@ -117,9 +117,7 @@ class AiLb(Lifecycle):
         self._by_client[flow.client_conn.id].add(flow.id)
 
     def _refuse(self, flow: http.HTTPFlow, error: RouteError) -> None:
-        reply = error_reply(error, api_of(flow.request.path.partition("?")[0]))
-        body = b"" if flow.request.method == "HEAD" else reply.body
-        flow.response = http.Response.make(reply.status, body, reply.headers)
+        flow.response = response_of(error, flow.request)
         if self._draining:
             flow.response.headers["connection"] = "close"
         flow.metadata[METADATA] = record.refused(error, host=asked_host(flow))

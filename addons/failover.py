@@ -23,8 +23,10 @@ from collections.abc import Callable
 from mitmproxy import http
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import events, layer, mode_specs, tunnel
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer, modes
 
+from addons.client_connection import ClientConnection
 from addons.failover_connections import EndpointConnections
 from addons.failover_stream import FailoverStream, Question, RetryHook
 
@@ -53,6 +55,17 @@ def next_layer(
 
 class FailoverLayer(EndpointConnections):
     """mitmproxy's HTTP layer of one client connection, with streams that ask."""
+
+    def __init__(self, context: Context, holds: Callable[[http.HTTPFlow], bool]) -> None:
+        super().__init__(context, holds)
+        self._handle_event = self._start  # type: ignore[method-assign]
+
+    def _start(self, event: events.Event) -> layer.CommandGenerator[None]:
+        client = self.context.client
+        if client.alpn != b"h2":
+            self.connections[client] = ClientConnection(self.context.fork())
+        del self._handle_event  # the class's own from now on
+        yield from self._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         """Begin a request."""

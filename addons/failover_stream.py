@@ -25,14 +25,12 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 
+from addons.client_connection import response_of
 from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
 from addons.failover_held import BodyEvent, Held, Next, is_failure, is_stream, is_valid
 from addons.failover_timers import CONNECT_TIMEOUT
 from lb_core.error_words import NOT_TAKEN, status_of
-from lb_core.errors import RouteError
-from lb_core.replies import error_reply
-from lb_core.request import api_of
 from lb_core.retry import Cause, Failure, error_of
 
 DRAIN_S = 0.25
@@ -280,7 +278,7 @@ class FailoverStream(ClientStream):
         error = error_of(question.failure)
         if error.retry_after_s is not None and question.retry_after_s is not None:
             error.retry_after_s = question.retry_after_s
-        self.flow.response = question.reply or _reply(self.flow.request, error)
+        self.flow.response = question.reply or response_of(error, self.flow.request)
         self.flow.error = flow.Error(error.message)
         yield HttpErrorHook(self.flow)
         if (yield from self.check_killed(False)):
@@ -294,8 +292,3 @@ class FailoverStream(ClientStream):
             yield SendHttp(ResponseData(self.stream_id, content), client)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
-
-
-def _reply(request: http.Request, error: RouteError) -> http.Response:
-    reply = error_reply(error, api_of(request.path))
-    return http.Response.make(reply.status, b"" if request.method == "HEAD" else reply.body, reply.headers)

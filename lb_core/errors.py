@@ -4,6 +4,7 @@ AiLbError
 ├── ConfigError              the configuration cannot be used; lists every problem found
 └── RouteError               this request cannot be served; carries what the client is told
     ├── Malformed            400  another server could read the request as another one
+    ├── TooLarge             413  the request's body is larger than the balancer takes
     ├── NoRoute              404  no route matches
     ├── ModelNotFound        404  no endpoint of the cluster serves the model
     ├── Saturated            429  every candidate is at its in-flight limit
@@ -83,6 +84,13 @@ class Malformed(RouteError):
 
     status = 400
     code = "malformed_request"
+
+
+class TooLarge(RouteError):
+    """The request's body is larger than the balancer takes."""
+
+    status = 413
+    code = "request_too_large"
 
 
 class NoRoute(RouteError):
