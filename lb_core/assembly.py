@@ -125,7 +125,8 @@ class Assembly:
         file = None
         if config.endpoints_file is not None:
             file = EndpointsFile(
-                config.endpoints_file, lambda path: EndpointList(load_endpoints(path, config.name))
+                config.endpoints_file,
+                lambda path: EndpointList(load_endpoints(path, config.name, hosts=hosts)),
             )
 
         async def resolve_named(host: str) -> tuple[str, ...]:

@@ -89,11 +89,12 @@ def members(lists: Iterable[EndpointList], addresses: Mapping[str, tuple[str, ..
     """
     lists = tuple(lists)
     found: dict[str, Endpoint] = {}
-    taken: set[tuple[str, str, int]] = set()
+    urls: set[tuple[str, str, int]] = set()
     for endpoint in (endpoint for listed in lists for endpoint in listed.endpoints):
-        if endpoint.name not in found and _place(endpoint) not in taken:
+        if endpoint.name not in found and _url(endpoint) not in urls:
             found[endpoint.name] = endpoint
-            taken.add(_place(endpoint))
+            urls.add(_url(endpoint))
+    taken = {(endpoint.scheme, endpoint.host, endpoint.port) for endpoint in found.values()}
     for template in (dns.template for listed in lists for dns in listed.dns):
         for address in addresses.get(template.host, ()):
             place = (template.scheme, address, template.port)
@@ -104,8 +105,9 @@ def members(lists: Iterable[EndpointList], addresses: Mapping[str, tuple[str, ..
     return tuple(found.values())
 
 
-def _place(endpoint: Endpoint) -> tuple[str, str, int]:
-    return endpoint.scheme, endpoint.host, endpoint.port
+def _url(endpoint: Endpoint) -> tuple[str, str, int]:
+    """As it was written: two names may lead to one address."""
+    return endpoint.scheme, endpoint.server_name or endpoint.host, endpoint.port
 
 
 def _member_name(template: Endpoint, address: str, taken: Collection[str]) -> str:
@@ -219,11 +221,11 @@ class Discovery:
         """Raises ConfigError for what the file and the configuration both hold."""
         own = (*self._listed.endpoints, *(dns.template for dns in self._listed.dns))
         names = {endpoint.name for endpoint in own}
-        places = {_place(endpoint) for endpoint in own}
+        urls = {_url(endpoint) for endpoint in own}
         problems = tuple(
             Problem("", f"'{endpoint.name}' has the name or the URL of an endpoint of the configuration")
             for endpoint in (*listed.endpoints, *(dns.template for dns in listed.dns))
-            if endpoint.name in names or _place(endpoint) in places
+            if endpoint.name in names or _url(endpoint) in urls
         )
         if problems:
             raise ConfigError(str(self._path), problems)

@@ -26,13 +26,7 @@ class Endpoint:
     models: tuple[str, ...] = ()
     """Globs of the model names it serves; empty serves all."""
     server_name: str | None = None
-    """What Host and TLS say in place of `host`, where that is one of a name's addresses."""
-
-    @property
-    def origin(self) -> str:
-        """Its URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+    """What Host and TLS say in place of `host`, where that is an address of a name."""
 
     @property
     def authority(self) -> str:

@@ -69,10 +69,11 @@ class Visits:
 def _target(endpoint: Endpoint, how: MetricsConfig, needed: set[str] | None) -> Target:
     return Target(
         endpoint.name,
-        f"{endpoint.origin}{how.path}",
+        f"{endpoint.scheme}://{endpoint.authority}{how.path}",
         headers=how.headers,
         interval_s=how.scrape_interval_s,
         dialect=how.dialect,
         metrics=tuple(sorted(needed or ())),
         eager=needed is not None,
+        address=endpoint.host if endpoint.server_name else None,
     )

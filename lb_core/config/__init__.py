@@ -8,6 +8,7 @@ is what comes out.
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from lb_core.config.check import read_config
 from lb_core.config.clusters import read_endpoints
@@ -50,21 +51,24 @@ def loads(
 
 
 def load_endpoints(
-    path: Path, cluster_name: str, *, env: Mapping[str, str] = os.environ
+    path: Path,
+    cluster_name: str,
+    *,
+    hosts: Mapping[str, str] = MappingProxyType({}),
+    env: Mapping[str, str] = os.environ,
 ) -> tuple[Endpoint, ...]:
     """The endpoints in a cluster's `endpoints_file`: a list as under `endpoints`, in YAML or JSON.
 
-    An empty list is one; an empty file, which may be half written, is not. DNS names are for the
-    configuration only. Raises ConfigError like `load`. Whether the names are those of other clusters'
-    endpoints is not known here.
+    An empty list is one; an empty file, which may be half written, is not. `hosts` are the configuration's;
+    DNS names are for that only. Raises ConfigError like `load`. Whether the names are those of other
+    clusters' endpoints is not known here.
     """
     report = Report(str(path))
     text = read_text(path)
     if path.suffix == ".json":
         text = text.replace("\t", " ")  # white space to JSON, where YAML has none; never within a text
-    endpoints = read_endpoints(
-        cluster_name, parse_value(text, report, env, expected="a list of endpoints"), report
-    )
+    values = parse_value(text, report, env, expected="a list of endpoints")
+    endpoints = read_endpoints(cluster_name, values, report, hosts=hosts)
     if not report.clean:
         raise report.error()
     return endpoints

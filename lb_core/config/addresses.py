@@ -2,6 +2,8 @@
 
 import ipaddress
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from lb_core.config.model import Listen, RedisConfig
@@ -107,8 +109,11 @@ def envoy_name(text: str) -> tuple[str, str, int]:
     raise ValueError("expected a cluster of this configuration or a name such as outbound|80||test-1.dns")
 
 
-def redis_url(text: str, *, timeout_ms: int) -> RedisConfig:
-    """A Redis server from its URL. Plain servers come out as `serviceFQDN` would give them."""
+def redis_url(text: str, *, timeout_ms: int, hosts: Mapping[str, str] = MappingProxyType({})) -> RedisConfig:
+    """A Redis server from its URL. Plain servers come out as `serviceFQDN` would give them.
+
+    `hosts` are addresses of host names; sentinels and clusters may tell names that are not in the URL.
+    """
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _REDIS_SCHEMES or _UNPRINTED.search(text):
@@ -125,6 +130,9 @@ def redis_url(text: str, *, timeout_ms: int) -> RedisConfig:
     if scheme in {"redis", "rediss"} and database and not (database.isascii() and database.isdigit()):
         raise ValueError("the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0")
     if scheme != "redis" or "?" in rest or "#" in rest or "," in servers or len(database) > 9:
-        return RedisConfig(host, port, timeout_ms=timeout_ms, url=text)
+        told = hosts if scheme in {"redis+cluster", "redis+sentinel"} else dict(addresses)
+        located = tuple(sorted((name, address) for name, address in hosts.items() if name in told))
+        return RedisConfig(host, port, timeout_ms=timeout_ms, url=text, located=located)
     username, _, password = credentials.partition(":")
+    host = hosts.get(host, host)
     return RedisConfig(host, port, unquote(username), unquote(password), int(database or 0), timeout_ms)

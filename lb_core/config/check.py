@@ -41,7 +41,7 @@ def read_config(values: dict[str, Value], report: Report, *, policies: Registry)
         raw_clusters = report.mapping(values["clusters"], ("clusters",))
         if values["clusters"] == {}:
             report.add(("clusters",), "at least one cluster is needed")
-        clusters = read_clusters(raw_clusters, report)
+        clusters = read_clusters(raw_clusters, report, hosts=hosts)
     else:
         raw_clusters, clusters = {}, {}
     reader = RouteReader(

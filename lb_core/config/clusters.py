@@ -1,7 +1,7 @@
 """`clusters` → clusters and their endpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
@@ -56,8 +56,10 @@ class _EndpointKeys:
     models: Globs = ()
 
 
-def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, ClusterConfig]:
-    """The clusters without fault; problems for the others."""
+def read_clusters(
+    values: Mapping[str, Value], report: Report, *, hosts: Mapping[str, str]
+) -> dict[str, ClusterConfig]:
+    """The clusters without fault; problems for the others. `hosts` are addresses of host names."""
     owners: dict[str, Path] = {}
     clusters: dict[str, ClusterConfig] = {}
     for name, raw in values.items():
@@ -70,7 +72,8 @@ def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, Clus
         if isinstance(raw, dict) and not {"endpoints", "endpoints_file"} & raw.keys():
             report.add(at, "the key 'endpoints' is missing")
         keys = build(_ClusterKeys, known_keys(_ClusterKeys, cluster, at, report, others=_PARTS), at, report)
-        endpoints, dns = _endpoints(name, cluster.get("endpoints", []), (*at, "endpoints"), report, owners)
+        listed = cluster.get("endpoints", [])
+        endpoints, dns = _endpoints(name, listed, (*at, "endpoints"), report, owners, hosts=hosts)
         health = read_health(cluster, at, report)
         metrics = read_metrics(cluster, at, report)
         if keys is not None:
@@ -79,20 +82,36 @@ def read_clusters(values: Mapping[str, Value], report: Report) -> dict[str, Clus
     return clusters
 
 
-def read_endpoints(cluster: str, value: Value, report: Report) -> tuple[Endpoint, ...]:
+def read_endpoints(
+    cluster: str, value: Value, report: Report, *, hosts: Mapping[str, str]
+) -> tuple[Endpoint, ...]:
     """The endpoints without fault of a document that is nothing but a list of them."""
-    return _endpoints(cluster, value, (), report, {}, dns=False)[0]
+    return _endpoints(cluster, value, (), report, {}, hosts=hosts, dns=False)[0]
 
 
-def undeclared(name: str) -> ClusterConfig:
+def undeclared(name: str, *, hosts: Mapping[str, str]) -> ClusterConfig:
     """The cluster of one endpoint that an Envoy name stands for; a ValueError where it is none."""
     scheme, host, port = addresses.envoy_name(name)
     checked_name(name)
-    return ClusterConfig(name, (Endpoint(name, scheme, host, port),))
+    return ClusterConfig(name, (_located(Endpoint(name, scheme, host, port), hosts),))
+
+
+def _located(endpoint: Endpoint, hosts: Mapping[str, str]) -> Endpoint:
+    """The endpoint at the address that `hosts` gives to its name; TLS and the Host header keep the name."""
+    if (address := hosts.get(endpoint.host)) is None:
+        return endpoint
+    return replace(endpoint, host=address, server_name=endpoint.host)
 
 
 def _endpoints(
-    cluster: str, value: Value, at: Path, report: Report, owners: dict[str, Path], *, dns: bool = True
+    cluster: str,
+    value: Value,
+    at: Path,
+    report: Report,
+    owners: dict[str, Path],
+    *,
+    hosts: Mapping[str, str],
+    dns: bool = True,
 ) -> tuple[tuple[Endpoint, ...], tuple[DnsEndpoints, ...]]:
     """The endpoints without fault; `owners` are the places of all endpoint names so far.
 
@@ -125,7 +144,7 @@ def _endpoints(
         if scheme.startswith(_DNS) and not dns:
             report.add((*place, "url"), "DNS names go into the configuration, not into this file")
     return (
-        tuple(endpoint for url, endpoint in found.items() if not url[0].startswith(_DNS)),
+        tuple(_located(endpoint, hosts) for url, endpoint in found.items() if not url[0].startswith(_DNS)),
         tuple(DnsEndpoints(endpoint) for url, endpoint in found.items() if url[0].startswith(_DNS)),
     )
 

@@ -117,17 +117,7 @@ def redis_config(
     at = (*path, "redis" if "redis" in values else "serviceFQDN")
     try:
         if texts["redis"]:
-            redis = addresses.redis_url(texts["redis"], timeout_ms=server.timeout_ms)
-            if redis.url is None and redis.host in hosts:
-                return RedisConfig(
-                    hosts[redis.host],
-                    redis.port,
-                    redis.username,
-                    redis.password,
-                    redis.database,
-                    redis.timeout_ms,
-                )
-            return redis
+            return addresses.redis_url(texts["redis"], timeout_ms=server.timeout_ms, hosts=hosts)
         if texts["serviceFQDN"]:
             host = addresses.host_name(texts["serviceFQDN"])
             return RedisConfig(

@@ -89,6 +89,8 @@ class RedisConfig:
     database: int = 0
     timeout_ms: int = field(default=3000, compare=False)
     url: str | None = field(default=None, repr=False)
+    located: tuple[tuple[str, str], ...] = ()
+    """Names of servers of a `url`, in lower case, with the addresses that `hosts` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,7 @@ class Config:
     default_policy: PolicyConfig | None
     expose_decision: bool
     hosts: Mapping[str, str]
-    """Host names in lower case → addresses. Already applied to `serviceFQDN`, not to endpoints: these keep
-    their names for the Host header and for TLS, and the address is looked up when connecting."""
+    """Host names in lower case → addresses. Already applied to all that the configuration lists."""
     source: str
     metrics_listen: Listen | None = None
     """Where the balancer's own metrics are served; None serves none."""

@@ -137,7 +137,7 @@ class RouteReader:
             self._check_cluster(at, name)
             return
         try:
-            self.undeclared[name] = undeclared(name)
+            self.undeclared[name] = undeclared(name, hosts=self._hosts)
         except ValueError as error:
             self._report.add(at, str(error))
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -35,7 +36,8 @@ class Fetcher:
     """Gets one URL again and again over one kept connection.
 
     `timeout_s` bounds each wait on the socket; the whole is bounded by whoever calls `abort` in time, from
-    another thread. Headers that drip byte by byte can be stopped in no other way.
+    another thread. Headers that drip byte by byte can be stopped in no other way. `address` is where to
+    connect to in place of the URL's host, whose name the server hears all the same.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Fetcher:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
+        address: str | None = None,
         timeout_s: float = 1.0,
         verify: bool = True,
     ) -> None:
         self._timeout_s = timeout_s
         self._verify = verify
+        self._address = address
         self._connection: Any = None
         self._aborted = False
         self._session = requests.Session()
@@ -56,8 +60,9 @@ class Fetcher:
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
+        usual = {"Accept-Encoding": "identity", "Host": urlsplit(url).netloc}
         self._request = self._session.prepare_request(
-            requests.Request("GET", url, headers={"Accept-Encoding": "identity", **(headers or {})})
+            requests.Request("GET", url, headers={**usual, **(headers or {})})
         )
         pool: Any = adapter.get_connection_with_tls_context(self._request, verify=verify)
         self._make = pool.ConnectionCls
@@ -97,8 +102,12 @@ class Fetcher:
         """Close the connection; the next fetch opens another."""
         self._session.close()
 
-    def _connect(self, **address: Any) -> Any:
-        self._connection = self._make(**address)
+    def _connect(self, *, host: str, **more: Any) -> Any:
+        if self._address is not None:
+            if issubclass(self._make, urllib3.connection.HTTPSConnection):
+                more["server_hostname"] = host
+            host = self._address
+        self._connection = self._make(host=host, **more)
         return self._connection
 
     def _late(self, error: Exception) -> bool:

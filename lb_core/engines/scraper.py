@@ -53,6 +53,8 @@ class Target:
     """Metrics to read beside, by their names on the page; see `Reader`."""
     eager: bool = True
     """Visit it at every interval even if there has been no page for long."""
+    address: str | None = None
+    """Where to connect to in place of the URL's host; TLS and the Host header keep that."""
     verify: bool = True
     """Whether an https page needs a certificate that holds."""
 
@@ -138,7 +140,11 @@ class _Visitor:
         self._clock = clock
         self._reader = Reader(dialect=target.dialect, targets=target.metrics)
         self._fetcher = Fetcher(
-            target.url, headers=target.headers, timeout_s=target.timeout_s, verify=target.verify
+            target.url,
+            headers=target.headers,
+            address=target.address,
+            timeout_s=target.timeout_s,
+            verify=target.verify,
         )
 
     def visit(self) -> Scrape | None:

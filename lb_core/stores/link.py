@@ -181,8 +181,7 @@ class Link:
 
     async def _connect(self) -> Wire:
         async with asyncio.timeout(self._connect_s):
-            host, port = await self._server.master(self._key)
-            wire = await Wire.connect(host, port, self._server.tls)
+            wire = await self._server.connect(await self._server.master(self._key))
             try:
                 await self._server.log_in(wire)
                 await self._look_round(wire)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,6 +31,8 @@ class RedisSettings(Protocol):
     def timeout_ms(self) -> int: ...
     @property
     def url(self) -> str | None: ...
+    @property
+    def located(self) -> tuple[tuple[str, str], ...]: ...
 
 
 type Address = tuple[str, int]
@@ -47,6 +50,8 @@ class Server:
     service: str = ""
     tls: ssl.SSLContext | None = None
     sentinel_password: str = field(default="", repr=False)
+    located: Mapping[str, str] = field(default_factory=dict)
+    """Names of servers in lower case → the addresses to connect to."""
 
     @classmethod
     def of(cls, settings: RedisSettings) -> "Server":
@@ -76,6 +81,7 @@ class Server:
             unquote(service) or "mymaster",
             _tls(options) if scheme.lower() == "rediss" or options.get("tls") == "true" else None,
             options.get("sentinel_password", ""),
+            dict(settings.located),
         )
 
     async def master(self, key: str) -> Address:
@@ -94,8 +100,13 @@ class Server:
                 return found
         raise problem
 
+    async def connect(self, address: Address) -> Wire:
+        """Open a connection to one of the servers; TLS keeps its name. Raises OSError."""
+        name, port = address
+        return await Wire.connect(self.located.get(name.lower(), name), port, self.tls, server_name=name)
+
     async def _ask(self, address: Address, key: str) -> Address | None:
-        wire = await Wire.connect(*address, self.tls)
+        wire = await self.connect(address)
         try:
             if self.kind == "sentinel":
                 if self.sentinel_password:

@@ -44,9 +44,11 @@ class Wire(asyncio.Protocol):
         self.heard_at = self._loop.time()
 
     @classmethod
-    async def connect(cls, host: str, port: int, tls: ssl.SSLContext | None) -> "Wire":
-        """Open a connection. Raises OSError (`ssl.SSLError` is one)."""
-        _, wire = await asyncio.get_running_loop().create_connection(cls, host, port, ssl=tls)
+    async def connect(cls, host: str, port: int, tls: ssl.SSLContext | None, *, server_name: str) -> "Wire":
+        """Open a connection; TLS asks for `server_name`. Raises OSError (`ssl.SSLError` is one)."""
+        name = server_name if tls else None
+        loop = asyncio.get_running_loop()
+        _, wire = await loop.create_connection(cls, host, port, ssl=tls, server_hostname=name)
         return wire
 
     def call(self, *command: Argument) -> asyncio.Future[Reply]:

@@ -1,6 +1,7 @@
 """A server with one page that does what a test tells it to."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -45,14 +46,15 @@ async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
 class Site:
     """A server with one page, and what it was asked."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, *, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
+        self._tls = tls
         self.asked: list[tuple[float, str]] = []
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> "Site":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from lb_core.config import Config, Listen, PolicyConfig, RedisConfig, load, loads, policy_named
+from lb_core.config.addresses import redis_url
 from lb_core.errors import ConfigError
 from lb_core.policies.cluster_metrics import ClusterMetrics as RealClusterMetrics
 from lb_core.types import Decision, Request, Snapshot
@@ -221,6 +222,37 @@ def test_higress_keys_and_our_own_names_mean_the_same(
 )
 def test_redis_is_named_by_host_or_by_url(lb_config: str, expected: RedisConfig) -> None:
     assert policy("global_least_request", lb_config).redis == expected
+
+
+def test_hosts_give_endpoints_their_addresses_and_leave_them_their_names() -> None:
+    text = "clusters: {c: {endpoints: [https://GPU.test, {url: 'http://10.0.0.1:8000', name: b}]}}\n"
+    plain = config(text).clusters["c"].endpoints
+    named, other = config(text + "hosts: {gpu.test: 10.0.0.7}\n").clusters["c"].endpoints
+    assert named == dataclasses.replace(plain[0], host="10.0.0.7", server_name="gpu.test")
+    assert named.authority == "gpu.test"
+    assert other == plain[1]
+
+
+def test_hosts_give_undeclared_services_their_addresses() -> None:
+    text = CLUSTER_README.partition("clusters:")[0] + "hosts: {test-2.static: 10.0.0.2}\n"
+    (endpoint,) = config(text).clusters["outbound|80||test-2.static"].endpoints
+    assert (endpoint.host, endpoint.authority) == ("10.0.0.2", "test-2.static")
+
+
+@pytest.mark.parametrize(
+    ("url", "located"),
+    [
+        ("rediss://R.test:6380/0", {"r.test": "10.0.0.5"}),
+        ("redis://r.test/0?db=1", {"r.test": "10.0.0.5"}),
+        ("redis+cluster://r.test", {"r.test": "10.0.0.5", "other.test": "10.0.0.6"}),
+        ("redis+sentinel://s1,r.test/m/0", {"r.test": "10.0.0.5", "other.test": "10.0.0.6"}),
+    ],
+)
+def test_hosts_give_redis_servers_of_every_kind_their_address(url: str, located: dict[str, str]) -> None:
+    hosts = {"r.test": "10.0.0.5", "other.test": "10.0.0.6"}
+    assert dict(redis_url(url, timeout_ms=3000, hosts=hosts).located) == located
+    assert redis_url("redis://r.test", timeout_ms=3000, hosts=hosts) == RedisConfig("10.0.0.5")
+    assert redis_url(url, timeout_ms=3000) != redis_url(url, timeout_ms=3000, hosts=hosts)
 
 
 def test_redis_timeout_is_read_in_milliseconds_and_does_not_tell_servers_apart() -> None:

@@ -152,6 +152,11 @@ def test_an_engine_that_is_listed_twice_is_one_member() -> None:
     assert names(found)[0] == "own"
 
 
+def test_two_names_that_lead_to_one_address_are_two_members() -> None:
+    one, two = (replace(fixed(name, "10.0.0.1"), server_name=f"{name}.test") for name in "ab")
+    assert names(members([listed(one, two, dns=[TEMPLATE])], {"engines.test": ("10.0.0.1",)})) == ["a", "b"]
+
+
 def test_of_two_lists_that_clash_the_first_one_counts() -> None:
     """As between a reload and the next reading of an endpoints file."""
     first = listed(fixed("a"))

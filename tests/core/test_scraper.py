@@ -4,14 +4,17 @@ import asyncio
 import gzip
 import itertools
 import logging
+import ssl
 import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mitmproxy import certs
 
 from lb_core.engines.model import Scrape
 from lb_core.engines.scraper import Scraper, Target
@@ -105,6 +108,33 @@ async def test_a_refused_connection_is_no_page(desk: Desk) -> None:
     desk.scraper.set_targets([Target("a", "http://127.0.0.1:1/metrics", interval_s=0.1)])
     await desk.until(lambda: bool(desk.of("a")))
     assert desk.of("a")[0].error == "no connection"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_name_with_a_given_address_is_asked_there_under_its_name(
+    desk: Desk, tmp_path: Path, scheme: str
+) -> None:
+    named: list[str | None] = []
+    tls = None
+    if scheme == "https":
+        store = certs.CertStore.from_store(tmp_path, "ca", 2048)
+        chain = tmp_path / "chain.pem"
+        chain.write_bytes(
+            store.get_cert("engine.test", []).cert.to_pem() + (tmp_path / "ca-ca.pem").read_bytes()
+        )
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(chain, tmp_path / "ca-ca.pem")
+        tls.sni_callback = lambda _, name, __: named.append(name)
+    async with Site(says(response(PAGE)), tls=tls) as site:
+        url = f"{scheme}://engine.test:{site.port}/metrics"
+        desk.scraper.set_targets(
+            [Target("a", url, address="127.0.0.1", interval_s=0.1, timeout_s=3, verify=False)]
+        )
+        await desk.until(lambda: bool(desk.of("a")))
+        assert desk.of("a")[0].metrics is not None
+        assert f"host: engine.test:{site.port}\r\n" in site.asked[0][1].lower()
+        assert set(named) <= {"engine.test"}
+        assert bool(named) is (tls is not None)
 
 
 async def test_compressed_pages_are_read_and_bombs_are_not(desk: Desk) -> None:

@@ -85,6 +85,34 @@ async def test_over_tls(fleet: Fleet, server: RedisServer, tmp_path: Path) -> No
         assert untrusted.stats.fallbacks == 1, "a certificate that nobody vouches for is not accepted"
 
 
+async def test_over_tls_at_the_address_that_hosts_give_to_the_name(
+    fleet: Fleet, server: RedisServer, tmp_path: Path
+) -> None:
+    certificate = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[str | None] = []
+    context.sni_callback = lambda _, name, __: asked.append(name)
+    async with FaultProxy(("127.0.0.1", server.port), tls=context) as proxy:
+        url = f"rediss://redis.test:{proxy.port}/0?ssl_ca_certs={certificate}&ssl_cert_reqs=none"
+        await works(fleet, redis_url(url, timeout_ms=3000, hosts={"redis.test": "127.0.0.1"}), server)
+    assert set(asked) == {"redis.test"}
+
+
+async def test_a_master_that_sentinels_name_is_found_where_hosts_say() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"*2\r\n$11\r\nmaster.test\r\n$4\r\n6379\r\n")
+
+    sentinel = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = sentinel.sockets[0].getsockname()[1]
+    hosts = {"s.test": "127.0.0.1", "master.test": "127.0.0.1"}
+    found = Server.of(redis_url(f"redis+sentinel://s.test:{port}/m/0", timeout_ms=3000, hosts=hosts))
+    assert await found.master("k") == ("master.test", 6379)
+    assert found.located["master.test"] == "127.0.0.1"
+    sentinel.close()
+
+
 def self_signed(folder: Path) -> Path:
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
