@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lb_core.types import Choice, Decision, Tier
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
 from tests.addon.proxy import Proxy, until
@@ -49,6 +50,27 @@ async def test_the_chosen_name_goes_upstream_and_the_clients_own_is_dropped(tmp_
 
 
 async def test_a_full_cluster_gives_way_to_the_next(tmp_path: Path) -> None:
+    """It is asked first each time: nothing is known of it yet, so a request is to find out."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(ScriptedEngine(engines.answer))
+        second = await stack.enter_async_context(ScriptedEngine(engines.answer))
+        settings = config(first, second, mode="LeastTotalLatency")
+        settings["clusters"]["one"]["endpoints"][0]["max_in_flight"] = 1
+        proxy = await stack.enter_async_context(Proxy(tmp_path, settings))
+        assert proxy.addon._runtime is not None
+        cluster = proxy.addon._runtime.clusters["one"]
+        full = Decision("test", (Tier(tuple(map(Choice, cluster.endpoints)), "test"),))
+        lease = await cluster.store.acquire("held", full, 0.5)
+        for _ in range(5):
+            head, _ = await send(proxy, b"{}")
+            assert b"x-ai-lb-endpoint: b" in head
+        assert not first.heads
+        cluster.store.release(lease.id)
+        head, _ = await send(proxy, b"{}")
+        assert b"x-ai-lb-endpoint: a" in head, "it is used once it has room"
+
+
+async def test_an_empty_cluster_gives_way_to_the_next(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(ScriptedEngine(engines.answer))
         second = await stack.enter_async_context(ScriptedEngine(engines.answer))
