@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import random
+import sys
 import time
-from functools import partial
 
 import pytest
 
 from lb_core.config.model import RedisConfig
 from lb_core.stores.ledger import COUNTS, LEDGER, OWNERS, key
-from tests.core.build import endpoints
+from tests.core.build import endpoint, endpoints
 from tests.fault_proxy import Fault, FaultProxy
 from tests.redis.fleet import Fleet, equal
 from tests.redis.servers import PASSWORD, RedisServer, counts_in, redis_server, until
@@ -229,17 +229,26 @@ async def test_a_slow_server_is_left_alone(
         await settles(fleet, server)
 
 
-async def test_the_clock_of_one_balancer_is_an_hour_off(fleet: Fleet, server: RedisServer) -> None:
-    for offset in (0.0, 3600.0, -3600.0):
-        await fleet.add(server.config, clock=partial(ahead, offset))
-    fleet.load()
-    await asyncio.sleep(1)
-    await settles(fleet, server)
-    assert not any(store.stats.reaped for store in fleet.stores)
-
-
-def ahead(by_s: float) -> float:
-    return time.monotonic() + by_s
+@pytest.mark.parametrize("by_s", [3600, -3600])
+async def test_the_clock_of_one_balancer_is_an_hour_off(by_s: int, fleet: Fleet, server: RedisServer) -> None:
+    """A process all of whose clocks are wrong keeps its slots while it lives, and no longer."""
+    here = await fleet.add(server.config, beat_s=0.2, lease_s=1)
+    await fleet.acquire(here, equal(endpoint("a")))
+    arguments = (sys.executable, "-m", "tests.redis.wrong_clock", str(server.port), str(by_s))
+    there = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert there.stdout is not None
+        assert await asyncio.wait_for(there.stdout.readline(), 20) == b"held\n"
+        for _ in range(25):
+            await asyncio.sleep(0.1)
+            assert counts_in(server.client, "c") == {"a": 4}
+        assert dict(here.in_flight) == {"a": 4}
+        assert not here.stats.reaped
+    finally:
+        there.kill()
+        await there.wait()
+    await until(lambda: counts_in(server.client, "c") == {"a": 1}, timeout_s=5)
+    assert not here.stats.fsck_fixed
 
 
 @pytest.mark.parametrize("jump_s", [3600, -3600])
