@@ -21,6 +21,7 @@ def spawn(coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
     task = asyncio.get_running_loop().create_task(_guarded(coro, name), name=name, context=Context())
     _running.add(task)
     task.add_done_callback(_running.discard)
+    task.add_done_callback(lambda _: coro.close())  # of a task that is cancelled before it begins
     return task
 
 
