@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ class Balancer:
         config: dict[str, Any],
         *arguments: str,
         program: str = "mitmdump",
+        script: Path = ADDON,
         serves: bool = True,
     ) -> None:
         self._ports_to_open = ["port", "metrics_port"] if serves else ["metrics_port"]
@@ -63,7 +65,7 @@ class Balancer:
         confdir = folder.parent / "mitmproxy"
         self.command = [
             str(BIN / program),
-            *("-s", str(ADDON)),
+            *("-s", str(script)),
             *("--set", f"ai_lb_config={self.config_path}"),
             *("--set", f"confdir={confdir}"),
             *arguments,
@@ -119,6 +121,12 @@ class Balancer:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def memory_mb(self) -> float:
+        """What the process has in memory now (resident set)."""
+        assert self.process is not None
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / (1 << 20)
 
     def in_flight(self) -> int:
         """Requests placed and not finished, over all endpoints."""
