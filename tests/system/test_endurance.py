@@ -1,0 +1,203 @@
+"""What does not end: answers, load, clients that do not read and such that do not send."""
+
+import asyncio
+import socket
+import statistics
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.addon.engine import SSE_EVENT, SSE_HEAD, ScriptedEngine, chunk
+from tests.system.balancer import Balancer, Engines
+from tests.system.clients import QUICK, and_nothing_is_left, ask, request, served, settings
+from tests.system.load import Load
+
+MB = 1 << 20
+SMALL = 15
+
+
+async def left(writers: list[asyncio.StreamWriter]) -> None:
+    """Close them all."""
+    for writer in writers:
+        writer.close()
+    await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
+async def median_s(balancer: Balancer, count: int = SMALL) -> float:
+    """How long a small request takes now, one after the other; all must succeed."""
+    seen = [await ask(balancer.port, request(stream=False, tokens=1)) for _ in range(count)]
+    assert {each.outcome for each in seen} == {"ok"}
+    return statistics.median(each.took_s for each in seen)
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+ENDLESS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
+    "long body": (b"HTTP/1.1 200 OK\r\ncontent-length: 1073741824\r\n\r\n", bytes),
+    "chunked body": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", chunk),
+    "body until the end": (b"HTTP/1.1 200 OK\r\n\r\n", bytes),
+    "events": (
+        SSE_HEAD,
+        lambda data: chunk(b'data: {"choices":[{"delta":{"content":"' + data + b'"}}]}\n\n'),
+    ),
+    "one event": (SSE_HEAD, chunk),
+}
+
+
+async def through(folder: Path, kind: str, size: int) -> None:
+    """Read so many bytes of an answer that does not end, and leave."""
+    head, framed = ENDLESS[kind]
+    piece = framed(b"x" * 60_000)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+
+    async with ScriptedEngine(script) as engine, served(Balancer(folder, settings([engine.endpoint]))) as its:
+        before, most, got = its.memory_mb(), 0.0, 0
+        reader, writer = await asyncio.open_connection("127.0.0.1", its.port)
+        writer.write(request())
+        while got < size:
+            async with asyncio.timeout(10):
+                piece_of_it = await reader.read(MB)
+            assert piece_of_it
+            if got // MB != (got + len(piece_of_it)) // MB:
+                most = max(most, its.memory_mb())
+            got += len(piece_of_it)
+        await left([writer])
+        print(f"\n{kind}: {got / MB:.0f} MB, memory +{most - before:.1f} MB")
+        assert most - before < 20
+        await asyncio.to_thread(and_nothing_is_left, its)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+async def test_an_endless_answer_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    await through(tmp_path, kind, 64 * MB)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ENDLESS)
+async def test_an_answer_of_a_gigabyte_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    await through(tmp_path, kind, 1000 * MB)
+
+
+# -- slow clients --------------------------------------------------------------------------------------
+
+
+async def test_clients_that_do_not_read_hold_up_the_engine_and_nobody_else(tmp_path: Path) -> None:
+    count, sent = 20, 0
+    piece = chunk(SSE_EVENT.replace(b"x", b"x" * 16_000))
+
+    async def as_fast_as_it_is_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(SSE_HEAD)
+        while not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+
+    async with AsyncExitStack() as stack:
+        fast = await stack.enter_async_context(ScriptedEngine(as_fast_as_it_is_read))
+        engines = stack.enter_context(Engines(2, *QUICK))
+        config = settings(engines.endpoints())
+        config["clusters"]["fast"] = {"endpoints": [fast.endpoint]}
+        config["routes"] = [
+            {"name": "fast", "match": {"paths": ["/fast/*"]}, "cluster": "fast"},
+            {"name": "others", "cluster": "engines"},
+        ]
+        balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
+        alone_s = await median_s(balancer)
+        before = balancer.memory_mb()
+        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", balancer.port))
+            sock.sendall(request(path=b"/fast/v1/chat/completions"))
+        async with asyncio.timeout(20):
+            while fast.open < count or not await stands_still(lambda: sent):
+                await asyncio.sleep(0.05)
+        together_s, more = await median_s(balancer), (balancer.memory_mb() - before) / count
+        print(
+            f"\n{count} clients that do not read: {more * 1024:.0f} kB each, {sent / count / MB:.1f} MB sent;"
+            f" median of others {alone_s * 1e3:.1f} ms, then {together_s * 1e3:.1f} ms"
+        )
+        assert more < 1
+        assert sent / count < 16 * MB  # what the kernel keeps
+        assert together_s < 2 * alone_s + 0.05
+        for sock in socks:
+            sock.close()
+        await asyncio.to_thread(and_nothing_is_left, balancer)
+
+
+async def stands_still(number: Callable[[], int]) -> bool:
+    """True if it is the same for a second."""
+    before = number()
+    await asyncio.sleep(1)
+    return number() == before
+
+
+async def test_clients_that_send_slowly_stop_nobody_else_and_hold_no_slot(tmp_path: Path) -> None:
+    with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        alone_s = await median_s(balancer)
+        whole = request()
+        cuts = (20, whole.index(b"\r\n\r\n") + 10)  # within the head, within the body
+        writers = []
+        for number in range(400):
+            _, writer = await asyncio.open_connection("127.0.0.1", balancer.port)
+            writer.write(whole[: cuts[number % 2]])
+            writers.append(writer)
+
+        async def drip() -> None:
+            for number in range(400):
+                for place, writer in enumerate(writers[number % 8 :: 8]):
+                    at = cuts[(number % 8 + place * 8) % 2] + number // 8
+                    writer.write(whole[at : at + 1])
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        together_s = await median_s(balancer)
+        print(f"\nslow senders: median {alone_s * 1e3:.1f} ms, then {together_s * 1e3:.1f} ms")
+        assert together_s < 2 * alone_s + 0.05
+        assert await asyncio.to_thread(balancer.in_flight) == 0
+        dripping.cancel()
+        await asyncio.wait([dripping])
+        await left(writers)
+        assert sum(engine["total"] for engine in engines.truth().values()) == 2 * SMALL
+        and_nothing_is_left(balancer)
+
+
+# -- time ----------------------------------------------------------------------------------------------
+
+
+async def soaked(folder: Path, *, seconds: float, warm_s: float, grows_mb: float) -> None:
+    """A steady load with clients that leave; memory after the warm-up, and what is left at the end."""
+    with Engines(3, *QUICK) as engines, Balancer(folder, settings(engines.endpoints()), "-q") as balancer:
+        samples = []
+        async with Load([balancer], per_s=50, tokens=10, leave=0.2, length_s=0.1) as load:
+            await asyncio.sleep(warm_s)
+            for _ in range(round(seconds)):
+                samples.append(balancer.memory_mb())
+                await asyncio.sleep(1)
+            await load.drain(within_s=10)
+        third = len(samples) // 3
+        first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
+        print(f"\nsoak: {dict(load.results)}, memory {first:.1f} MB, then {last:.1f} MB")
+        assert set(load.results) == {"ok", "left"}
+        assert last - first < grows_mb
+        assert balancer.log() == ""
+        and_nothing_is_left(balancer)
+
+
+async def test_memory_does_not_grow_in_a_steady_load(tmp_path: Path) -> None:
+    await soaked(tmp_path, seconds=9, warm_s=3, grows_mb=5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_memory_does_not_grow_in_ten_minutes(tmp_path: Path) -> None:
+    await soaked(tmp_path, seconds=480, warm_s=120, grows_mb=2)
