@@ -11,7 +11,7 @@ from pathlib import Path
 from mitmproxy import command, contentviews, ctx, exceptions
 from mitmproxy.addonmanager import Loader
 
-from addons import connections, proxy_options
+from addons import connections, proxy_options, terminal_log
 from addons.decision_view import DecisionView
 from lb_core import config
 from lb_core.errors import ConfigError
@@ -50,7 +50,9 @@ class Lifecycle(ABC):
         """Give back all that is held."""
 
     def load(self, loader: Loader) -> None:
-        """Declare the options and the content view."""
+        """Declare the options and the content view, and see to the log, into which faults go from here on."""
+        terminal_log.print_through_full_disks()
+        terminal_log.say_once_that_files_ran_out()
         contentviews.add(DecisionView())
         loader.add_option(
             "ai_lb_config", str, "", "Balancer: path of the YAML file; empty is configs/ai_lb.yaml here."

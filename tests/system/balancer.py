@@ -79,7 +79,9 @@ class Balancer:
         with self.log_path.open("wb") as log:
             output = log if self.terminal is None else self.terminal
             stdin = subprocess.DEVNULL if self.terminal is None else self.terminal
-            self.process = subprocess.Popen(self.command, stdin=stdin, stdout=output, stderr=output)
+            # Where Python keeps back no output by itself, nobody would notice if the balancer did.
+            env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            self.process = subprocess.Popen(self.command, stdin=stdin, stdout=output, stderr=output, env=env)
         wait_until(self._serves, within_s=_START_S, what="the balancer serves")
         return self
 

@@ -1,6 +1,7 @@
-"""What does not end: answers, load, clients that do not read and such that do not send."""
+"""What runs out or does not end: files, disk, memory, clients that do not read and such that do not send."""
 
 import asyncio
+import resource
 import socket
 import statistics
 from collections.abc import Callable
@@ -12,10 +13,17 @@ import pytest
 from tests.addon.engine import SSE_EVENT, SSE_HEAD, ScriptedEngine, chunk
 from tests.system.balancer import Balancer, Engines
 from tests.system.clients import QUICK, and_nothing_is_left, ask, request, served, settings
-from tests.system.load import Load
+from tests.system.load import Load, eventually, stream_request
 
 MB = 1 << 20
 SMALL = 15
+
+
+def limit(balancer: Balancer, which: int, value: int) -> None:
+    """Set a limit of the running process, as `ulimit` does for one that is started."""
+    assert balancer.process is not None
+    _, most = resource.prlimit(balancer.process.pid, which)
+    resource.prlimit(balancer.process.pid, which, (value, most))
 
 
 async def left(writers: list[asyncio.StreamWriter]) -> None:
@@ -30,6 +38,43 @@ async def median_s(balancer: Balancer, count: int = SMALL) -> float:
     seen = [await ask(balancer.port, request(stream=False, tokens=1)) for _ in range(count)]
     assert {each.outcome for each in seen} == {"ok"}
     return statistics.median(each.took_s for each in seen)
+
+
+# -- files and disk ------------------------------------------------------------------------------------
+
+
+async def test_after_file_descriptors_ran_out_every_request_is_served_within_5_s(tmp_path: Path) -> None:
+    slow = ("--ttft", "0.05", "--tpot", "0.2", "--max-num-seqs", "1000")
+    with Engines(3, *slow) as engines, Balancer(tmp_path, settings(engines.endpoints()), "-q") as balancer:
+        limit(balancer, resource.RLIMIT_NOFILE, 128)
+        writers = []
+        for _ in range(200):
+            _, writer = await asyncio.open_connection("127.0.0.1", balancer.port)
+            writer.write(stream_request(1000))
+            writers.append(writer)
+        await eventually(lambda: "no more files" in balancer.log(), within_s=10, what="they ran out")
+        await left(writers)
+        async with asyncio.timeout(5):
+            while (await ask(balancer.port, request(stream=False, tokens=1))).outcome != "ok":
+                await asyncio.sleep(0.05)
+        await median_s(balancer)
+        assert balancer.log().count("\n") == 1
+        and_nothing_is_left(balancer)
+
+
+async def test_a_full_disk_under_the_log_touches_no_request(tmp_path: Path) -> None:
+    with Engines(3, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
+        limit(balancer, resource.RLIMIT_FSIZE, len(balancer.log()) + 500)
+        await median_s(balancer, 50)  # each connection is several lines of the log
+        assert len(balancer.log()) <= balancer.log_path.stat().st_size
+        written = len(balancer.log())
+        await median_s(balancer, 5)
+        assert len(balancer.log()) == written, "it is full"
+        limit(balancer, resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+        await median_s(balancer, 5)
+        assert "client disconnect" in balancer.log()[written + 100 :], "there is room again"
+        and_nothing_is_left(balancer)
+        assert await asyncio.to_thread(balancer.stop) == 0
 
 
 # -- memory --------------------------------------------------------------------------------------------
