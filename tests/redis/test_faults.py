@@ -121,6 +121,36 @@ async def test_the_memory_is_full(
     assert "answers OOM" in caplog.text
 
 
+async def test_counts_that_the_server_evicts_are_there_again_soon(
+    fleet: Fleet, own_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_server.client.config_set("maxmemory-policy", "allkeys-random")
+    await loaded(fleet, own_server.config)
+    used = own_server.client.info("memory")["used_memory"]
+    own_server.client.config_set("maxmemory", used + 300_000)
+    names = [key("c", COUNTS), key("c", OWNERS), *(key("c", LEDGER) + store.owner for store in fleet.stores)]
+    number = lost = 0
+    async with asyncio.timeout(15):
+        while lost < 3:
+            for _ in range(20):
+                own_server.client.set(f"filler-{number}", b"x" * 10_000)
+                number += 1
+            lost += len(names) - own_server.client.exists(*names)
+            await asyncio.sleep(0.02)
+    own_server.client.config_set("maxmemory", "0")
+    await settles_after_loss(fleet, own_server)
+    assert own_server.client.info("stats")["evicted_keys"] > 0
+    assert "may evict" in caplog.text
+
+
+async def settles_after_loss(fleet: Fleet, server: RedisServer) -> None:
+    """As `settles`, but sums that were wrong may have been corrected."""
+    await asyncio.sleep(0.5)
+    await fleet.exact_within(server, 10)
+    assert not fleet.raised
+    assert fleet.held
+
+
 async def test_with_full_memory_leases_are_renewed_and_slots_given_back(
     fleet: Fleet, own_server: RedisServer
 ) -> None:
