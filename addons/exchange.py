@@ -7,7 +7,7 @@ from mitmproxy import http
 
 from addons.client_stream import BUFFERED
 from addons.failover_timers import FirstByteTimeout, StreamWatch
-from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers
+from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers, is_event_stream
 from lb_core import record
 from lb_core.balancer import Balancer
 from lb_core.config import Timeouts
@@ -107,6 +107,10 @@ class Exchange:
         request.authority = ""  # an absolute request line would be sent on as it came
         drop_hop_by_hop(request.headers)
         request.headers["host"] = endpoint.authority
+        llm = self.placement.request.llm
+        if llm is not None and llm.stream and "accept-encoding" in request.headers:
+            # Compressed, a stream could not be read, and would come in lumps.
+            request.headers["accept-encoding"] = "identity"
         if (header := self.placement.service_header) is not None:
             request.headers[header] = self.placement.cluster  # all that the client said of it is gone
         flow.metadata[METADATA] = self.record
@@ -120,14 +124,15 @@ class Exchange:
         self._status = response.status_code
         self._failure = None
         headers = response.headers
+        is_stream = is_event_stream(headers)
         if self._first_byte is not None:
             self._first_byte.stop()
         if self._status in _BUSY:
             self._retry_after = headers.get("retry-after")
             headers["retry-after"] = str(self.retry_after_s())
-        elif self._status < 400 and not _is_stream(headers):
+        elif self._status < 400 and not is_stream:
             self._balancer.content(self.placement)
-        if _is_stream(headers):
+        if is_stream:
             self._meter = SseMeter()
             response.stream = self._feed
             if self.flow.is_replay is None:
@@ -220,11 +225,6 @@ def asked_host(flow: http.HTTPFlow) -> str:
         if isinstance(recorded, dict) and isinstance(host := recorded.get("host"), str):
             return host
     return flow.request.pretty_host
-
-
-def _is_stream(headers: http.Headers) -> bool:
-    kind: str = headers.get("content-type", "")
-    return kind.startswith("text/event-stream")
 
 
 def _is_short(content_length: str | None) -> bool:

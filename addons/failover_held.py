@@ -90,16 +90,6 @@ def is_failure(response: http.Response) -> bool:
     return response.status_code == 429 or response.status_code >= 500
 
 
-def is_stream(response: http.Response) -> bool:
-    """Tell if this is an event stream whose events can be read."""
-    headers = response.headers
-    return (
-        response.status_code == 200
-        and headers.get("content-type", "").lower().startswith("text/event-stream")
-        and headers.get("content-encoding", "identity").lower() == "identity"
-    )
-
-
 def is_valid(response: http.Response) -> bool:
     """Tell if mitmproxy would let these headers pass; otherwise it answers with an error page."""
     try:

@@ -28,8 +28,9 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from addons.client_connection import response_of
 from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
-from addons.failover_held import BodyEvent, Held, Next, is_failure, is_stream, is_valid
+from addons.failover_held import BodyEvent, Held, Next, is_failure, is_valid
 from addons.failover_timers import CONNECT_TIMEOUT
+from addons.headers import is_event_stream
 from lb_core.error_words import NOT_TAKEN, status_of
 from lb_core.retry import Cause, Failure, error_of
 
@@ -156,7 +157,11 @@ class FailoverStream(ClientStream):
             yield from super().state_wait_for_response_headers(event)
         elif self.context.options.validate_inbound_headers and not is_valid(response):
             yield from self._failed(Cause.INVALID)
-        elif is_failure(response) or (is_stream(response) and self._parent.holds(self.flow)):
+        elif is_failure(response) or (
+            response.status_code == 200
+            and is_event_stream(response.headers)
+            and self._parent.holds(self.flow)
+        ):
             self._held = Held(event)
             self.server_state = self.state_hold_response
             if self._held.failed:

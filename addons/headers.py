@@ -19,6 +19,13 @@ _VERSIONS = frozenset({b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/3"})
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+def is_event_stream(headers: http.Headers) -> bool:
+    """Tell if the body is a stream of events that can be read. A compressed one is passed on unread."""
+    kind: str = headers.get("content-type", "")
+    coding: str = headers.get("content-encoding", "identity")
+    return kind.lower().startswith("text/event-stream") and coding.lower() == "identity"
+
+
 def drop_own_headers(headers: http.Headers) -> None:
     """Remove `x-ai-lb-*`: nobody but the balancer speaks for the balancer."""
     for name in {name.lower() for name in headers}:
