@@ -59,7 +59,7 @@ class Exchange:
 
     @property
     def first_byte_fired(self) -> bool:
-        """Whether the route's time-out for the first byte has ended the attempt."""
+        """Whether the route's time-out for the first content has ended the attempt."""
         return self._first_byte is not None and self._first_byte.fired
 
     @property
@@ -125,8 +125,8 @@ class Exchange:
         self._failure = None
         headers = response.headers
         is_stream = is_event_stream(headers)
-        if self._first_byte is not None:
-            self._first_byte.stop()
+        if not is_stream:
+            self._stop_first_byte()
         if self._status in _BUSY:
             self._retry_after = headers.get("retry-after")
             headers["retry-after"] = str(self.retry_after_s())
@@ -156,9 +156,9 @@ class Exchange:
 
     def ended(self, ending: Ending) -> Outcome:
         """Sum up, and write it into the flow."""
-        for timer in (self._first_byte, self._watch):
-            if timer is not None:
-                timer.stop()
+        self._stop_first_byte()
+        if self._watch is not None:
+            self._watch.stop()
         outcome = self._outcome(ending, self._clock() - self.placement.started)
         record.close(self.record, outcome)
         self.flow.comment = record.line(self.record)
@@ -180,6 +180,10 @@ class Exchange:
                 retry_after=self._retry_after,
             )
         began = meter.first_content_at
+        error = _error(self.flow) if ending is Ending.UPSTREAM_FAILED else meter.error
+        if began is None and self.first_byte_fired and ending is not Ending.CLIENT_LEFT:
+            # Cut by us, after the headers had gone to the client.
+            ending, error = Ending.TIMED_OUT, str(Cause.TIMED_OUT)
         said = meter.error if began is None else None
         return Outcome(
             ending=ending,
@@ -188,7 +192,7 @@ class Exchange:
             duration_s=duration_s,
             chunks=meter.chunks,
             usage=meter.usage,
-            error=_error(self.flow) if ending is Ending.UPSTREAM_FAILED else meter.error,
+            error=error,
             error_code=None if said is None else status_of(said),
         )
 
@@ -210,12 +214,24 @@ class Exchange:
                     meter.feed(chunk, 0.0)
                 else:
                     meter.feed(chunk, self._clock())
-                    if meter.first_content_at is not None:
-                        self._balancer.content(self.placement)
+                    self._heard(meter)
             except Exception:
                 logger.exception("ai-lb: the stream is passed on unread after a fault")
                 self._meter = None
+                self._stop_first_byte()
         return chunk
+
+    def _heard(self, meter: SseMeter) -> None:
+        """Something came before, or with, the first content."""
+        if meter.first_content_at is not None:
+            self._stop_first_byte()
+            self._balancer.content(self.placement)
+        elif meter.events and self.placement.request.llm is None:
+            self._stop_first_byte()  # of another API it is not known what its content is
+
+    def _stop_first_byte(self) -> None:
+        if self._first_byte is not None:
+            self._first_byte.stop()
 
 
 def asked_host(flow: http.HTTPFlow) -> str:

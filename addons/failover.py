@@ -6,8 +6,8 @@ somewhere else, or the client gets an error in the form of its API. The client's
 `request` hook stay one, no further connection or hop is added, and streams still pass through as they come.
 
 What is held back, so that there is something to decide: the body of a response with status 429 or 5xx, up to
-64 KiB or 250 ms; and a stream, headers included, until its first event with data, since engines whose
-queue is full answer 200 and say so in the first event.
+64 KiB or 250 ms; and a stream, headers included, until its first event with data, but 2 s at most, since
+engines whose queue is full answer 200 and say so in the first event, at once.
 
 Exactly one of `response` and `error` is called for a flow, as without this layer: `response` for what an
 endpoint answered, whatever its status; `error` where the answer is ours because the endpoints gave none.
@@ -28,17 +28,19 @@ from mitmproxy.proxy.layers import ClientTLSLayer, modes
 
 from addons.client_connection import ClientConnection
 from addons.failover_connections import EndpointConnections
-from addons.failover_stream import FailoverStream, Question, RetryHook
+from addons.failover_question import Question, RetryHook
+from addons.failover_stream import FailoverStream
+from lb_core.retry import HOLD_S
 
 __all__ = ["FailoverLayer", "Question", "RetryHook", "next_layer"]
 
 
 def next_layer(
-    nextlayer: layer.NextLayer, *, holds: Callable[[http.HTTPFlow], bool] = lambda flow: True
+    nextlayer: layer.NextLayer, *, hold_s: Callable[[http.HTTPFlow], float | None] = lambda flow: HOLD_S
 ) -> None:
     """Serve the clients of a `reverse:http:` listener by the layer below; call it from the hook of this name.
 
-    `holds` tells if a stream of this flow waits for its first event.
+    `hold_s` gives the seconds that a stream of this flow waits for its first event; None is not at all.
     """
     context = nextlayer.context
     mode = context.client.proxy_mode
@@ -49,15 +51,15 @@ def next_layer(
     stack = tunnel.LayerStack()
     if starts_like_tls_record(nextlayer.data_client()):
         stack /= ClientTLSLayer(context)
-    stack /= FailoverLayer(context, holds)
+    stack /= FailoverLayer(context, hold_s)
     nextlayer.layer = stack[0]
 
 
 class FailoverLayer(EndpointConnections):
     """mitmproxy's HTTP layer of one client connection, with streams that ask."""
 
-    def __init__(self, context: Context, holds: Callable[[http.HTTPFlow], bool]) -> None:
-        super().__init__(context, holds)
+    def __init__(self, context: Context, hold_s: Callable[[http.HTTPFlow], float | None]) -> None:
+        super().__init__(context, hold_s)
         self._handle_event = self._start  # type: ignore[method-assign]
 
     def _start(self, event: events.Event) -> layer.CommandGenerator[None]:

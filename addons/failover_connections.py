@@ -15,10 +15,11 @@ _MANY = 16
 class EndpointConnections(HttpLayer):
     """mitmproxy's HTTP layer, whose connections can be given up."""
 
-    def __init__(self, context: Context, holds: Callable[[http.HTTPFlow], bool]) -> None:
+    def __init__(self, context: Context, hold_s: Callable[[http.HTTPFlow], float | None]) -> None:
         super().__init__(context, HTTPMode.transparent)
-        self.holds = holds
-        """Whether a stream of this flow waits for its first event."""
+        self.hold_s = hold_s
+        """How long a stream of this flow waits for its first event; None is not at all."""
+        self._sink = _Sink(context.fork())
 
     def forget_failures(self) -> None:
         """Let endpoints that refused be connected to again.
@@ -35,9 +36,14 @@ class EndpointConnections(HttpLayer):
         A dead endpoint may be reported twice, as a parse error and as closed; the second report
         would be charged to the next attempt.
         """
-        self.connections[connection] = _Sink(self.context.fork())
+        self.connections[connection] = self._sink
         if connection.state is not ConnectionState.CLOSED:
             yield commands.CloseConnection(connection)
+
+    def silence(self, timer: commands.RequestWakeup) -> None:
+        """Let nobody hear a timer. mitmproxy cannot stop it, and would keep the request until then."""
+        if timer in self.command_sources:
+            self.command_sources[timer] = self._sink
 
     def forget_closed(self) -> None:
         """Take closed connections out when they are many: mitmproxy keeps all, and walks them per request."""
@@ -51,7 +57,7 @@ class EndpointConnections(HttpLayer):
 
 
 class _Sink(layer.Layer):
-    """Stands where the layer of an abandoned connection was."""
+    """Stands where the layer of an abandoned connection was, or a request that waits for nothing any more."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from ()

@@ -43,11 +43,11 @@ class FailoverHooks:
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Serve clients by the layer that asks."""
-        failover.next_layer(nextlayer, holds=self._holds)
+        failover.next_layer(nextlayer, hold_s=self._hold_s)
 
-    def _holds(self, flow: HTTPFlow) -> bool:
+    def _hold_s(self, flow: HTTPFlow) -> float | None:
         exchange = self._exchanges.get(flow.id)
-        return exchange is not None and exchange.retries.holds_streams
+        return None if exchange is None else exchange.retries.hold_s
 
     async def ai_lb_retry(self, question: failover.Question) -> None:
         """An endpoint failed before the client saw anything of a response."""

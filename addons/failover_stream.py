@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from mitmproxy import flow, http
 from mitmproxy.proxy import commands, events, layer
@@ -29,6 +28,7 @@ from addons.client_connection import response_of
 from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
 from addons.failover_held import BodyEvent, Held, Next, is_failure, is_valid
+from addons.failover_question import Question, RetryHook
 from addons.failover_timers import CONNECT_TIMEOUT
 from addons.headers import is_event_stream
 from lb_core.error_words import NOT_TAKEN, status_of
@@ -49,32 +49,6 @@ _OF_A_RESPONSE = (
 )
 
 
-@dataclass
-class Question:
-    """What the hook `ai_lb_retry` is called with. Without an answer there is no other attempt."""
-
-    flow: http.HTTPFlow
-    """Its `response` is None: what the endpoint answered has not been accepted."""
-    failure: Failure
-    """What happened. May be replaced, by one with the cause `TIMED_OUT`, to tell the client so."""
-    response: http.Response | None = None
-    """What the endpoint answered, without its body; goes to the client if there is no other attempt."""
-    again: bool = False
-    """Answer: the host, port and scheme of the flow's request now name the endpoint to try next."""
-    reply: http.Response | None = None
-    """Answer: what the client gets if there is neither another attempt nor a response; None is the usual."""
-    retry_after_s: int | None = None
-    """Answer: when the client is told to come back, if it is told that; None is the usual."""
-
-
-@dataclass
-class RetryHook(commands.StartHook):
-    """An attempt failed before the client saw anything of a response. May be answered by an `async def`."""
-
-    name = "ai_lb_retry"
-    question: Question
-
-
 class FailoverStream(ClientStream):
     """One request. Until something of a response is passed on, an endpoint's failure is a question."""
 
@@ -84,20 +58,20 @@ class FailoverStream(ClientStream):
         self._attempt = 1
         self._reused = False
         self._held: Held | None = None
-        self._drain_timer: commands.RequestWakeup | None = None
+        self._timer: commands.RequestWakeup | None = None
+        """Ends the holding."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         # Not a generator itself: this runs for each chunk.
         if isinstance(event, events.Wakeup):
-            return self._drained(event)
+            return self._waited(event)
         generator: layer.CommandGenerator[None] = super()._handle_event(event)
         return generator
 
     def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """After an upgrade: events for the protocol that came instead, which asked for no drain timer."""
-        if isinstance(event, events.Wakeup) and event.command is self._drain_timer:
-            return
-        yield from super().passthrough(event)
+        """After an upgrade: events for the protocol that came instead, which asked for no timer."""
+        if not isinstance(event, events.Wakeup):
+            yield from super().passthrough(event)
 
     # -- there: connect and send --------------------------------------------------------------------
 
@@ -157,17 +131,21 @@ class FailoverStream(ClientStream):
             yield from super().state_wait_for_response_headers(event)
         elif self.context.options.validate_inbound_headers and not is_valid(response):
             yield from self._failed(Cause.INVALID)
-        elif is_failure(response) or (
+        elif is_failure(response):
+            yield self._hold(event, DRAIN_S)
+        elif (
             response.status_code == 200
             and is_event_stream(response.headers)
-            and self._parent.holds(self.flow)
+            and (hold_s := self._parent.hold_s(self.flow)) is not None
         ):
-            self._held = Held(event)
-            self.server_state = self.state_hold_response
-            if self._held.failed:
-                yield self._drain()
+            yield self._hold(event, hold_s)
         else:
             yield from super().state_wait_for_response_headers(event)
+
+    def _hold(self, head: ResponseHeaders, seconds: float) -> commands.RequestWakeup:
+        self._held = Held(head)
+        self.server_state = self.state_hold_response
+        return self._wait(seconds)
 
     def state_hold_response(self, event: BodyEvent) -> layer.CommandGenerator[None]:
         """The body of a held response."""
@@ -179,18 +157,24 @@ class FailoverStream(ClientStream):
             case Next.JUDGE:
                 yield from self._judge(held)
             case Next.DRAIN:
-                yield self._drain()
+                yield self._wait(DRAIN_S)
 
-    def _drain(self) -> commands.RequestWakeup:
-        self._drain_timer = commands.RequestWakeup(DRAIN_S)
-        return self._drain_timer
+    def _wait(self, seconds: float) -> commands.RequestWakeup:
+        self._stop_waiting()
+        self._timer = commands.RequestWakeup(seconds)
+        return self._timer
 
-    def _drained(self, event: events.Wakeup) -> layer.CommandGenerator[None]:
-        held = self._held
-        if held and event.command is self._drain_timer and self.server_state == self.state_hold_response:
-            yield from self._judge(held)
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._parent.silence(self._timer)
+            self._timer = None
+
+    def _waited(self, event: events.Wakeup) -> layer.CommandGenerator[None]:
+        if (held := self._held) and event.command is self._timer:
+            yield from self._judge(held) if held.failed else self._pass_on(held)
 
     def _judge(self, held: Held) -> layer.CommandGenerator[None]:
+        self._stop_waiting()
         response = held.head.response
         if held.error is None:
             failure = self._failure(Cause.STATUS, status=response.status_code)
@@ -212,6 +196,7 @@ class FailoverStream(ClientStream):
             yield from self._fail(question)
 
     def _pass_on(self, held: Held) -> layer.CommandGenerator[None]:
+        self._stop_waiting()
         self._held = None
         yield from super().state_wait_for_response_headers(held.head)
         for event in held.body:
@@ -223,6 +208,7 @@ class FailoverStream(ClientStream):
         self, event: RequestProtocolError | ResponseProtocolError
     ) -> layer.CommandGenerator[None]:
         """The client has gone, or the endpoint has failed."""
+        self._stop_waiting()
         if isinstance(event, RequestProtocolError) or not self._may_ask():
             yield from super().handle_protocol_error(event)
         elif self.server_state == self.state_consume_response_body:

@@ -93,7 +93,7 @@ class ConnectTimeouts:
 
 
 class FirstByteTimeout:
-    """Ends a flow whose response has not begun in time. `stop` it when the response begins, and at the end.
+    """Ends a flow that has no content in time. `stop` it when the first content comes, and at the end.
 
     Before it ends the flow, `fired` is set: the failure that follows is no failure of the endpoint.
     """

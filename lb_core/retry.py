@@ -72,7 +72,9 @@ class RetryConfig:
     budget_per_s: Annotated[float, Field(ge=0, le=1_000)] = 1.0
     """... and these in addition, so that little traffic is retried too."""
     hold_streams: Annotated[bool, Field(strict=True)] = True
-    """Hold a stream back until its first event, to try again if that is an error."""
+    """Hold a stream back until its first event, to try again if that is an error..."""
+    hold_s: Annotated[float, Field(ge=0.01, le=60)] = HOLD_S
+    """... or until so many seconds have passed."""
 
 
 class Verdict(enum.StrEnum):
@@ -139,9 +141,11 @@ class Retries:
         self._sends = 0
 
     @property
-    def holds_streams(self) -> bool:
-        """Whether a stream waits for its first event, which may be an error to be tried again after."""
-        return self._config.enabled and self._config.hold_streams and self._repeat is not Repeat.NEVER
+    def hold_s(self) -> float | None:
+        """How long a stream waits for its first event, which may be an error to be tried again after."""
+        config = self._config
+        holds = config.enabled and config.hold_streams and self._repeat is not Repeat.NEVER
+        return config.hold_s if holds else None
 
     def judge(self, failure: Failure) -> Verdict:
         """Tell if this request may go to another endpoint after this failure. Changes nothing."""

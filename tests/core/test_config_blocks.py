@@ -271,6 +271,7 @@ ROUTE = "clusters: {a: {endpoints: ['http://h']}}\n"
             "{on_statuses: [503, 504], budget_percent: 20.5, hold_streams: no}",
             RetryConfig(on_statuses=(503, 504), budget_percent=20.5, hold_streams=False),
         ),
+        ("{hold_s: 0.5}", RetryConfig(hold_s=0.5)),
         (
             "{on_statuses: [], connect_timeout_s: 0.5, budget_per_s: 0}",
             RetryConfig(True, 1, 3, 0.5, (), 10, 0),
@@ -317,8 +318,8 @@ def test_a_route_without_a_block_takes_the_one_of_the_top_level_as_a_whole() -> 
 
 
 RETRY_KEYS = (
-    "attempts, budget_per_s, budget_percent, connect_attempts, connect_timeout_s, enabled, hold_streams,"
-    " on_statuses"
+    "attempts, budget_per_s, budget_percent, connect_attempts, connect_timeout_s, enabled, hold_s,"
+    " hold_streams, on_statuses"
 )
 
 
@@ -334,6 +335,8 @@ RETRY_KEYS = (
         ("retry: {attempts: yes}", ".attempts: expected a number, got yes"),
         ("retry: {enabled: 1}", ".enabled: expected true or false, got 1"),
         ("retry: {connect_timeout_s: 0}", ".connect_timeout_s: 0 is not between 0.01 and 60"),
+        ("retry: {hold_s: 0}", ".hold_s: 0 is not between 0.01 and 60"),
+        ("retry: {hold_streams: 2}", ".hold_streams: expected true or false, got 2"),
         ("retry: {budget_percent: .nan}", ".budget_percent: expected a number, got '.nan'"),
         ("retry: {on_statuses: 503}", ".on_statuses: expected a list, got 503"),
         ("retry: {on_statuses: [503, 200]}", ".on_statuses[1]: 200 is not between 400 and 599"),
