@@ -19,6 +19,7 @@ the endpoint, as that connection also belongs to others.
 """
 
 from collections.abc import Callable
+from math import inf
 
 from mitmproxy import http
 from mitmproxy.net.tls import starts_like_tls_record
@@ -30,17 +31,17 @@ from addons.client_connection import ClientConnection
 from addons.failover_connections import EndpointConnections
 from addons.failover_question import Question, RetryHook
 from addons.failover_stream import FailoverStream
-from lb_core.retry import HOLD_S
 
 __all__ = ["FailoverLayer", "Question", "RetryHook", "next_layer"]
 
 
 def next_layer(
-    nextlayer: layer.NextLayer, *, hold_s: Callable[[http.HTTPFlow], float | None] = lambda flow: HOLD_S
+    nextlayer: layer.NextLayer, *, hold_s: Callable[[http.HTTPFlow], float | None] = lambda flow: inf
 ) -> None:
     """Serve the clients of a `reverse:http:` listener by the layer below; call it from the hook of this name.
 
-    `hold_s` gives the seconds that a stream of this flow waits for its first event; None is not at all.
+    `hold_s` gives the seconds that a stream of this flow waits for its first event; None is not at all, inf
+    as long as it takes.
     """
     context = nextlayer.context
     mode = context.client.proxy_mode

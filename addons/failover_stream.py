@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from math import inf
 
 from mitmproxy import flow, http
 from mitmproxy.proxy import commands, events, layer
@@ -132,20 +133,21 @@ class FailoverStream(ClientStream):
         elif self.context.options.validate_inbound_headers and not is_valid(response):
             yield from self._failed(Cause.INVALID)
         elif is_failure(response):
-            yield self._hold(event, DRAIN_S)
+            yield from self._hold(event, DRAIN_S)
         elif (
             response.status_code == 200
             and is_event_stream(response.headers)
             and (hold_s := self._parent.hold_s(self.flow)) is not None
         ):
-            yield self._hold(event, hold_s)
+            yield from self._hold(event, hold_s)
         else:
             yield from super().state_wait_for_response_headers(event)
 
-    def _hold(self, head: ResponseHeaders, seconds: float) -> commands.RequestWakeup:
+    def _hold(self, head: ResponseHeaders, seconds: float) -> layer.CommandGenerator[None]:
         self._held = Held(head)
         self.server_state = self.state_hold_response
-        return self._wait(seconds)
+        if seconds < inf:
+            yield self._wait(seconds)
 
     def state_hold_response(self, event: BodyEvent) -> layer.CommandGenerator[None]:
         """The body of a held response."""

@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated
 
 from pydantic import Field
@@ -73,8 +74,9 @@ class RetryConfig:
     """... and these in addition, so that little traffic is retried too."""
     hold_streams: Annotated[bool, Field(strict=True)] = True
     """Hold a stream back until its first event, to try again if that is an error..."""
-    hold_s: Annotated[float, Field(ge=0.01, le=60)] = HOLD_S
-    """... or until so many seconds have passed."""
+    hold_s: Annotated[float, Field(ge=0.01, le=3600)] | None = None
+    """... or until so many seconds have passed: then the client sees that it lives, and must bear its end.
+    An engine whose queue is full says so within milliseconds. None is as long as it takes."""
 
 
 class Verdict(enum.StrEnum):
@@ -142,10 +144,14 @@ class Retries:
 
     @property
     def hold_s(self) -> float | None:
-        """How long a stream waits for its first event, which may be an error to be tried again after."""
+        """How long a stream waits for its first event, which may be an error to be tried again after.
+
+        None is not at all, inf as long as it takes.
+        """
         config = self._config
-        holds = config.enabled and config.hold_streams and self._repeat is not Repeat.NEVER
-        return config.hold_s if holds else None
+        if not config.enabled or not config.hold_streams or self._repeat is Repeat.NEVER:
+            return None
+        return inf if config.hold_s is None else config.hold_s
 
     def judge(self, failure: Failure) -> Verdict:
         """Tell if this request may go to another endpoint after this failure. Changes nothing."""

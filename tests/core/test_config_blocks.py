@@ -335,7 +335,7 @@ RETRY_KEYS = (
         ("retry: {attempts: yes}", ".attempts: expected a number, got yes"),
         ("retry: {enabled: 1}", ".enabled: expected true or false, got 1"),
         ("retry: {connect_timeout_s: 0}", ".connect_timeout_s: 0 is not between 0.01 and 60"),
-        ("retry: {hold_s: 0}", ".hold_s: 0 is not between 0.01 and 60"),
+        ("retry: {hold_s: 0}", ".hold_s: 0 is not between 0.01 and 3600"),
         ("retry: {hold_streams: 2}", ".hold_streams: expected true or false, got 2"),
         ("retry: {budget_percent: .nan}", ".budget_percent: expected a number, got '.nan'"),
         ("retry: {on_statuses: 503}", ".on_statuses: expected a list, got 503"),
