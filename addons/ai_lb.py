@@ -44,7 +44,7 @@ class AiLb(Lifecycle):
         super().__init__()
         self._exchanges: dict[str, Exchange] = {}
         self._by_client: defaultdict[str, set[str]] = defaultdict(set)
-        self.failover = FailoverHooks(self._exchanges)
+        self.failover = FailoverHooks(self._exchanges, self._by_client)
 
     def _use(self, runtime: Runtime | None) -> None:
         if runtime is None:

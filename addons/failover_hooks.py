@@ -7,6 +7,7 @@ they work.
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from mitmproxy import connection
@@ -28,10 +29,11 @@ to end hold their streams open for minutes."""
 
 
 class FailoverHooks:
-    """A second addon of the script. `exchanges` are those of the first, by flow id."""
+    """A second addon of the script. It shares the first one's exchanges, by flow id, and their ids by client."""
 
-    def __init__(self, exchanges: Mapping[str, Exchange]) -> None:
+    def __init__(self, exchanges: Mapping[str, Exchange], by_client: Mapping[str, AbstractSet[str]]) -> None:
         self._exchanges = exchanges
+        self._by_client = by_client
         self._balancer: Balancer | None = None
         self._connect_timeout_s = 1.0
         self._timeouts = ConnectTimeouts(lambda address: self._connect_timeout_s)
@@ -98,11 +100,12 @@ class FailoverHooks:
 
     def _at(self, data: ServerConnectionHookData) -> Iterator[Exchange]:
         """The exchanges that the connection is for."""
-        for exchange in self._exchanges.values():
-            endpoint = exchange.placement.endpoint
-            is_its = exchange.flow.client_conn is data.client
-            if is_its and (endpoint.host, endpoint.port) == data.server.address:
-                yield exchange
+        for flow_id in self._by_client.get(data.client.id, ()):
+            exchange = self._exchanges.get(flow_id)
+            if exchange is not None:
+                endpoint = exchange.placement.endpoint
+                if (endpoint.host, endpoint.port) == data.server.address:
+                    yield exchange
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """It stands; tell the health of the endpoint."""
