@@ -4,15 +4,18 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from lb_core.config.model import Listen, RedisConfig
+from lb_core.config.report import nearest
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
 _UNPRINTED = re.compile(r"[\s\x00-\x1f\x7f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "dns+http": 80, "dns+https": 443}
 _PATH = re.compile(r"/[!-~]*")
 _REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "redis+sentinel")
+_REDIS_OPTIONS = ("db", "sentinel_password", "ssl_ca_certs", "ssl_cert_reqs", "tls")
+_OF_TWO = {"tls": ("true", "false"), "ssl_cert_reqs": ("none", "required")}
 
 
 def host_name(text: str) -> str:
@@ -126,13 +129,43 @@ def redis_url(text: str, *, timeout_ms: int, hosts: Mapping[str, str] = MappingP
     default_port = 26379 if scheme == "redis+sentinel" else 6379
     addresses = [_host_and_port(server, default_port) for server in servers.split(",")]
     host, port = addresses[0]
-    database = urlsplit(f"//h{rest.removeprefix(authority)}").path.strip("/")
-    if scheme in {"redis", "rediss"} and database and not (database.isascii() and database.isdigit()):
-        raise ValueError("the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0")
-    if scheme != "redis" or "?" in rest or "#" in rest or "," in servers or len(database) > 9:
+    if "," in servers and scheme in {"redis", "rediss"}:
+        raise ValueError("redis:// and rediss:// name one server; see redis+cluster:// and redis+sentinel://")
+    database = _redis_path_and_options(scheme, rest.removeprefix(authority))
+    if scheme != "redis" or "?" in rest or len(database) > 9:
         told = hosts if scheme in {"redis+cluster", "redis+sentinel"} else dict(addresses)
         located = tuple(sorted((name, address) for name, address in hosts.items() if name in told))
         return RedisConfig(host, port, timeout_ms=timeout_ms, url=text, located=located)
     username, _, password = credentials.partition(":")
     host = hosts.get(host, host)
     return RedisConfig(host, port, unquote(username), unquote(password), int(database or 0), timeout_ms)
+
+
+def _redis_path_and_options(scheme: str, text: str) -> str:
+    """The database in what follows the servers of a Redis URL; "" where it names none."""
+    path, _, query = text.partition("?")
+    if "#" in text:
+        raise ValueError("a Redis URL has no fragment; in a password write %23 for #")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for name in options.keys() - set(_REDIS_OPTIONS):
+        near = nearest(name, _REDIS_OPTIONS) or ";"  # the name is not shown: it may be half a password
+        valid = ", ".join(_REDIS_OPTIONS)
+        raise ValueError(f"an option of the Redis URL is unknown{near} valid options: {valid}")
+    for name, words in _OF_TWO.items():
+        if options.get(name, words[0]) not in words:
+            raise ValueError(f"the option {name} of the Redis URL is not {words[0]} or {words[1]}")
+    if scheme != "rediss" and options.get("tls") != "true":
+        for name in ("ssl_ca_certs", "ssl_cert_reqs"):
+            if name in options:
+                raise ValueError(f"the option {name} of the Redis URL is for TLS: rediss://, or tls=true")
+    if scheme != "redis+sentinel" and "sentinel_password" in options:
+        raise ValueError("sentinel_password is for redis+sentinel://")
+    parts = path.strip("/").split("/")
+    most = 2 if scheme == "redis+sentinel" else 1
+    if len(parts) > most:
+        raise ValueError("a Redis URL has no more than a service and a database as its path")
+    database = parts[most - 1] if len(parts) == most else ""
+    for number in (database, options.get("db", "")):
+        if number and not (number.isascii() and number.isdigit()):
+            raise ValueError("the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0")
+    return database

@@ -239,6 +239,60 @@ def test_hosts_give_undeclared_services_their_addresses() -> None:
     assert (endpoint.host, endpoint.authority) == ("10.0.0.2", "test-2.static")
 
 
+OPTIONS = "valid options: db, sentinel_password, ssl_ca_certs, ssl_cert_reqs, tls"
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        (
+            "rediss://h?ssl_ca_cert=/ca.pem",
+            f"an option of the Redis URL is unknown; did you mean 'ssl_ca_certs'? {OPTIONS}",
+        ),
+        ("redis://u:hunter2?hunter3@h", "the port is not a whole number between 1 and 65535"),
+        ("redis://u?hunter2@h", f"an option of the Redis URL is unknown; {OPTIONS}"),
+        ("redis+cluster://h?tls=yes", "the option tls of the Redis URL is not true or false"),
+        ("rediss://h?ssl_cert_reqs=no", "the option ssl_cert_reqs of the Redis URL is not none or required"),
+        (
+            "redis+sentinel://h/m?ssl_ca_certs=/ca.pem",
+            "the option ssl_ca_certs of the Redis URL is for TLS: rediss://, or tls=true",
+        ),
+        ("redis+cluster://h?sentinel_password=hunter2", "sentinel_password is for redis+sentinel://"),
+        ("rediss://h?db=x", "the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0"),
+        ("redis+cluster://h/abc", "the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0"),
+        (
+            "redis+sentinel://h/m/x",
+            "the database in a Redis URL is a number, such as redis://10.0.0.5:6379/0",
+        ),
+        ("redis+sentinel://h/m/0/1", "a Redis URL has no more than a service and a database as its path"),
+        ("rediss://h/0#hunter2", "a Redis URL has no fragment; in a password write %23 for #"),
+        (
+            "rediss://a,b",
+            "redis:// and rediss:// name one server; see redis+cluster:// and redis+sentinel://",
+        ),
+    ],
+)
+def test_a_fault_of_a_redis_url_is_told_with_the_others(url: str, fault: str) -> None:
+    found = problems(f"{CLUSTERS}lb_policy: prefix_cache\nlb_config:\n  redis: '{url}'\nrouts: []\n")
+    assert found[0] == f"lb.yaml:4: lb_config.redis: {fault}"
+    assert len(found) == 2
+    assert "hunter" not in found[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://h:1/3?ssl_ca_certs=/ca.pem&ssl_cert_reqs=none",
+        "redis://h?db=3&tls=true&ssl_cert_reqs=required",
+        "redis+cluster://a,b?tls=true&ssl_ca_certs=/ca.pem",
+        "redis+sentinel://a,b?tls=false&sentinel_password=x",
+        "redis+sentinel://a/main",
+    ],
+)
+def test_a_redis_url_may_have_the_options_that_are_known(url: str) -> None:
+    assert redis_url(url, timeout_ms=3000).url == url
+
+
 @pytest.mark.parametrize(
     ("url", "located"),
     [
