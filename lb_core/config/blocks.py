@@ -10,12 +10,12 @@ from lb_core.config.report import Path, Report, Value, kind, nearest
 from lb_core.config.shape import build, field_names
 from lb_core.engines.dialects import DIALECTS
 from lb_core.health.config import ChecksConfig, HealthConfig
+from lb_core.policies.headers import TOKEN
 from lb_core.retry import RetryConfig
 
 _METRICS_KEYS = {"scrape_interval": "scrape_interval_s", "stale_after": "stale_after_s"}
 _TIMEOUTS_KEYS = {"ttft_timeout": "ttft_timeout_s", "stream_idle": "stream_idle_s"}
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 _FRAMING = frozenset({"connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade"})
 
@@ -128,7 +128,7 @@ def _headers(value: Value, at: Path, report: Report) -> dict[str, str]:
     for name, given in report.mapping(value, at).items():
         place = (*at, name)
         text = report.text(place)
-        if not _HEADER_NAME.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             report.add(at, "a header's name is not valid", line=report.line(place))
         elif given is None:
             report.add(at, "a header has no value", line=report.line(place))

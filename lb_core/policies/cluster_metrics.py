@@ -1,16 +1,15 @@
 """The service that is least busy or answers fastest."""
 
-import re
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from lb_core.policies.headers import header_name
 from lb_core.services import Service, ServiceChoice, ServiceDecision, Services
 from lb_core.types import Request
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _FRAMING = frozenset(
     {"connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -19,12 +18,10 @@ _OTHER_DIGITS = 611
 endpoints would never win one. One more than a Fibonacci number keeps multiples of the golden ratio even."""
 
 
-def _header_name(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
-        raise ValueError("not a valid header name")
+def _own_header(name: str) -> str:
     if name.lower() in _FRAMING:
         raise ValueError("HTTP itself needs this header; expected one of its own")
-    return name
+    return header_name(name)
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -58,7 +55,7 @@ class ClusterMetrics:
     mode: Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
     service_list: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_unique)]
     rate_limit: Annotated[float, Field(ge=0, le=1)] = 1.0
-    cluster_header: Annotated[str, AfterValidator(_header_name)] = "x-envoy-target-cluster"
+    cluster_header: Annotated[str, AfterValidator(_own_header)] = "x-envoy-target-cluster"
     queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     sample_ttl: Annotated[float, Field(gt=0)] = 60.0
 

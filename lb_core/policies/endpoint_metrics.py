@@ -8,6 +8,7 @@ from pydantic import Field
 from lb_core.engines.dialects import COUNTS_OF_REQUESTS
 from lb_core.engines.model import Observation
 from lb_core.engines.shares import WINDOW
+from lb_core.policies.headers import HeaderRead
 from lb_core.policies.sieve import Seen, Sieve
 from lb_core.types import Choice, Decision, Request, Snapshot, Tier
 
@@ -67,7 +68,7 @@ class EndpointMetrics:
     waiting_threshold: Annotated[float, Field(gt=0)] = 50
     sheddable_waiting: Annotated[float, Field(ge=0)] = 5
     sheddable_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.8
-    criticality_header: str = ""
+    criticality_header: HeaderRead = ""
     stale_after_s: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:

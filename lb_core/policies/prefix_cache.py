@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from lb_core.policies.headers import HeaderRead
 from lb_core.types import Choice, Decision, Request, Snapshot, Tier
 
 
@@ -33,7 +34,7 @@ class PrefixCache:
     redis_key_ttl_s: Annotated[int, Field(gt=0)] = 1800
     max_imbalance: Annotated[int, Field(ge=0)] | None = None
     max_prefix_entries: Annotated[int, Field(gt=0)] = 100_000
-    tenant_header: str = "authorization"
+    tenant_header: HeaderRead = "authorization"
     secret: str | None = field(default=None, repr=False)
 
     def decide(self, request: Request, snapshot: Snapshot) -> Decision:

@@ -1034,3 +1034,16 @@ def test_any_value_of_the_wrong_kind_is_a_config_error(changes: list[tuple[int, 
 
 def test_the_undamaged_text_is_good() -> None:
     assert isinstance(_outcome(SECRETIVE), Config)
+
+
+@pytest.mark.parametrize(
+    ("policy", "key"), [("prefix_cache", "tenant_header"), ("endpoint_metrics", "criticality_header")]
+)
+def test_a_header_that_a_policy_reads_has_a_valid_name(policy: str, key: str) -> None:
+    text = f"{CLUSTERS}lb_policy: {policy}\nlb_config: {{{key}: VALUE}}\n"
+    for bad in ("'bad header'", "'x:y'", "'x\u00e4'"):
+        with pytest.raises(ConfigError) as caught:
+            loads(text.replace("VALUE", bad), "lb.yaml")
+        assert caught.value.lines() == [f"lb.yaml:3: lb_config.{key}: not a valid header name"]
+    for good in ("''", "X-Tenant"):
+        assert loads(text.replace("VALUE", good)).default_policy is not None
