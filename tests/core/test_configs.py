@@ -6,6 +6,7 @@ import pytest
 
 from lb_core.config import load
 from lb_core.policies import CLUSTER_POLICIES, POLICIES
+from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.runtime import Runtime
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -16,6 +17,14 @@ def test_the_example_loads_and_makes_a_working_balancer(path: Path) -> None:
     runtime = Runtime(load(path, env={}))
     assert runtime.clusters
     assert path.read_text().startswith("#"), "an example says what it shows"
+
+
+def test_no_example_has_a_secret_that_everybody_knows() -> None:
+    for path in CONFIGS.glob("*.yaml"):
+        config = load(path, env={})
+        for policy in (config.default_policy, *(route.policy for route in config.routes)):
+            if policy is not None and isinstance(policy.policy, PrefixCache):
+                assert policy.policy.secret is None, path
 
 
 def test_every_policy_has_an_example_that_uses_it() -> None:
