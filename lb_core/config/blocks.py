@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from lb_core.config import addresses
@@ -49,13 +50,16 @@ def read_metrics(values: Mapping[str, Value], at: Path, report: Report) -> Metri
     headers = _headers(raw.pop("headers", {}), (*at, "headers"), report)
     _check_dialect(raw, at, report)
     found = _built(MetricsConfig, raw, at, report, spelled=_METRICS_KEYS, others={"headers": headers})
-    if found is not None and found.stale_after_s < found.scrape_interval_s:
+    if found is None:
+        return MetricsConfig()
+    least_s = 2 * found.scrape_interval_s  # visits are early or late, and take their time
+    if "stale_after" in raw and found.stale_after_s < least_s:
         report.add(
-            (*at, "stale_after" if "stale_after" in raw else "scrape_interval"),
-            f"stale_after, {found.stale_after_s:g} s, is less than scrape_interval,"
-            f" {found.scrape_interval_s:g} s: what is known would be stale before the next page",
+            (*at, "stale_after"),
+            f"{found.stale_after_s:g} s is less than twice scrape_interval, {found.scrape_interval_s:g} s:"
+            " what is known would be stale before the next page came",
         )
-    return found or MetricsConfig()
+    return replace(found, stale_after_s=max(found.stale_after_s, least_s))
 
 
 def read_retry(values: Mapping[str, Value], at: Path, report: Report) -> RetryConfig:

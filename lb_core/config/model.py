@@ -35,7 +35,7 @@ class MetricsConfig:
     dialect: str | None = None
     """A key of `lb_core.engines.dialects.DIALECTS`; None chooses by what the page has."""
     stale_after_s: Annotated[float, Field(ge=0.1, le=86_400)] = 5.0
-    """What is older counts as unknown; never less than `scrape_interval_s`."""
+    """What is older counts as unknown; in a configuration never less than two intervals."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,9 @@ def test_a_wrong_value_in_health_is_told(block: str, expected: str) -> None:
             MetricsConfig("/stats", {}, 0.5, "sglang", 3),
         ),
         ("metrics: {dialect: null, headers: {}}", MetricsConfig()),
+        ("metrics: {scrape_interval: 2}", MetricsConfig(scrape_interval_s=2)),
+        ("metrics: {scrape_interval: 10}", MetricsConfig(scrape_interval_s=10, stale_after_s=20)),
+        ("metrics: {scrape_interval: 10, stale_after: 20}", MetricsConfig("/metrics", {}, 10, None, 20)),
         (
             "metrics:\n  headers:\n    authorization: Bearer ${TOKEN}\n    X-Digits: 0123\n    X-Empty: ''",
             MetricsConfig(headers={"authorization": f"Bearer {SECRET}", "X-Digits": "0123", "X-Empty": ""}),
@@ -177,14 +180,14 @@ VALID_DIALECTS = "valid dialects: vllm, sglang, trtllm, triton, tgi, llamacpp"
             "5: clusters.a.metrics.scrape_interval: expected a number, got on",
         ),
         (
-            "metrics:\n  scrape_interval: 10",
-            "5: clusters.a.metrics.scrape_interval: stale_after, 5 s, is less than scrape_interval, 10 s:"
-            " what is known would be stale before the next page",
+            "metrics:\n  scrape_interval: 5\n  stale_after: 5",
+            "6: clusters.a.metrics.stale_after: 5 s is less than twice scrape_interval, 5 s:"
+            " what is known would be stale before the next page came",
         ),
         (
-            "metrics:\n  scrape_interval: 10\n  stale_after: 9",
-            "6: clusters.a.metrics.stale_after: stale_after, 9 s, is less than scrape_interval, 10 s:"
-            " what is known would be stale before the next page",
+            "metrics: {stale_after: 1.9}",
+            "4: clusters.a.metrics.stale_after: 1.9 s is less than twice scrape_interval, 1 s:"
+            " what is known would be stale before the next page came",
         ),
         (
             "metrics: {dialect: vlm}",
