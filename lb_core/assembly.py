@@ -5,9 +5,10 @@ import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from lb_core.cluster import Cluster
-from lb_core.config import ClusterConfig, Config, MetricsConfig, PolicyConfig, load_endpoints
+from lb_core.config import ClusterConfig, Config, MetricsConfig, PolicyConfig, RedisConfig, load_endpoints
 from lb_core.discovery import Discovery, EndpointList, EndpointsFile, resolve
 from lb_core.engines.board import Board
 from lb_core.engines.watch import Change as EngineChange
@@ -41,19 +42,16 @@ class Assembly:
         self.links = Links()
         self._stats = stats
         self._clock = clock
-        self._shared: dict[Cluster, PolicyConfig | None] = {}
+        self._link_of: WeakKeyDictionary[Cluster, Link | None] = WeakKeyDictionary()
 
     def cluster(self, config: ClusterConfig, whole: Config, old: Cluster | None) -> Cluster:
         """Give the old cluster if it can go on, else a new one. Raises ConfigError."""
-        shared = next((policy for policy in _policies_on(config.name, whole) if policy.redis), None)
-        if old is not None and (was := self._shared[old]) is not None and shared is not None:
-            if was.redis == shared.redis and was.clean_interval_min == shared.clean_interval_min:
-                return old
-        elif old is not None and self._shared[old] is shared:
+        redis = next((policy.redis for policy in _policies_on(config.name, whole) if policy.redis), None)
+        link = self._link(config.name, redis, whole.source)
+        if old is not None and self._link_of[old] is link:
             return old
-        link = self._link(config.name, shared, whole.source)
-        cluster = self._new(config, shared, link)
-        self._shared[cluster] = shared
+        cluster = self._new(config, link)
+        self._link_of[cluster] = link
         return cluster
 
     def update(self, cluster: Cluster, config: ClusterConfig, endpoints: tuple[Endpoint, ...]) -> None:
@@ -65,7 +63,7 @@ class Assembly:
         cluster.board.stale_after_s = (config.metrics or MetricsConfig()).stale_after_s
         cluster.balance = POLICIES[config.balance]()
 
-    def _new(self, config: ClusterConfig, shared: PolicyConfig | None, link: Link | None) -> Cluster:
+    def _new(self, config: ClusterConfig, link: Link | None) -> Cluster:
         name = config.name
 
         def new_finder(policy: PrefixCache) -> PrefixFinder:
@@ -77,11 +75,7 @@ class Assembly:
                 index = MemoryPrefixIndex(ttl_s=ttl_s, max_entries=most, clock=self._clock)
             return PrefixFinder(name, index, tenant_header=policy.tenant_header, secret=policy.secret)
 
-        store: Store
-        if link is not None and shared is not None:
-            store = RedisStore(name, link, clean_interval_min=shared.clean_interval_min)
-        else:
-            store = MemoryStore(name)
+        store: Store = MemoryStore(name) if link is None else RedisStore(name, link)
         health = Health(
             config.health,
             config.endpoints,
@@ -135,11 +129,11 @@ class Assembly:
         listed = EndpointList(config.endpoints, config.dns)
         return Discovery(config.name, listed, on_members, file=file, after=after, resolve=resolve_named)
 
-    def _link(self, cluster: str, policy: PolicyConfig | None, source: str) -> Link | None:
-        if policy is None or policy.redis is None:
+    def _link(self, cluster: str, redis: RedisConfig | None, source: str) -> Link | None:
+        if redis is None:
             return None
         try:
-            return self.links.to(policy.redis, key(cluster, COUNTS))
+            return self.links.to(redis, key(cluster, COUNTS))
         except ValueError as error:
             raise ConfigError(source, (Problem("redis", str(error)),)) from error
 

@@ -39,6 +39,7 @@ class Settings:
     """What any policy takes beside its own parameters."""
 
     clean_interval_min: Annotated[int, Field(ge=1)] = 60
+    """Without effect: what Higress cleans up at this interval is checked here every minute."""
     detail_log: bool = True
 
 

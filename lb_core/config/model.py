@@ -102,7 +102,6 @@ class PolicyConfig:
     """An instance of the class registered under `name`."""
     redis: RedisConfig | None = None
     """Where counts are shared; None keeps them in this process."""
-    clean_interval_min: int = 60
     detail_log: bool = True
 
 

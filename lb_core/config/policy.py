@@ -45,7 +45,7 @@ def read_policy(
     policy = build(chosen, parts.parameters, at if "lb_config" in values else path, report, names=parts.names)
     if policy is None or settings is None:
         return None
-    return PolicyConfig(name, policy, redis, settings.clean_interval_min, settings.detail_log)
+    return PolicyConfig(name, policy, redis, settings.detail_log)
 
 
 def chooses_cluster(values: Mapping[str, Value], policy: PolicyConfig | None) -> bool:

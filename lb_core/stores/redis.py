@@ -34,10 +34,7 @@ _FLUSH_S = 0.001
 
 
 class RedisStore:
-    """See `base.Store`. Built anywhere; belongs to the event loop in which it is first used.
-
-    `clean_interval_min` is the longest time between checks of the sums, which come every minute anyway.
-    """
+    """See `base.Store`. Built anywhere; belongs to the event loop in which it is first used."""
 
     def __init__(
         self,
@@ -45,7 +42,6 @@ class RedisStore:
         link: Link,
         *,
         owner: str | None = None,
-        clean_interval_min: int = 60,
         beat_s: float = BEAT_S,
         lease_s: float = LEASE_S,
         fsck_s: float = FSCK_S,
@@ -66,7 +62,7 @@ class RedisStore:
             self.stats,
             self._flush,
             beat_s=beat_s,
-            fsck_s=min(fsck_s, clean_interval_min * 60) if clean_interval_min else fsck_s,
+            fsck_s=fsck_s,
             clock=clock,
         )
         self._numbers = itertools.count()
@@ -75,11 +71,9 @@ class RedisStore:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def at(
-        cls, settings: RedisSettings, cluster: str, links: Links, *, clean_interval_min: int = 60
-    ) -> "RedisStore":
+    def at(cls, settings: RedisSettings, cluster: str, links: Links) -> "RedisStore":
         """The store of a cluster on a server. Raises ValueError when its URL cannot be used."""
-        return cls(cluster, links.to(settings, key(cluster, COUNTS)), clean_interval_min=clean_interval_min)
+        return cls(cluster, links.to(settings, key(cluster, COUNTS)))
 
     @property
     def in_flight(self) -> Mapping[str, int]:

@@ -183,7 +183,7 @@ def test_every_example_of_the_higress_readme_loads_unchanged(text: str, expected
         (
             "global_least_request",
             "{cleanInterval: 5, enableDetailLog: false}",
-            PolicyConfig("global_least_request", LeastRequest(), None, 5, detail_log=False),
+            PolicyConfig("global_least_request", LeastRequest(), detail_log=False),
         ),
         ("prefix_cache", "{redisKeyTTL: 60}", PolicyConfig("prefix_cache", PrefixCache(60))),
         (

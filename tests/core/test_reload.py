@@ -96,3 +96,18 @@ async def test_a_route_keeps_its_latest_choices_as_long_as_it_leads_to_the_same_
     runtime.apply(loads(ENDPOINTS + "routes: [{name: r, cluster: b}]\n"))
     assert [route.recent.counts for route in runtime.balancer.routes] == [{}]
     await runtime.close()
+
+
+def with_redis(port: int, more: str = "") -> str:
+    policy = f"lb_policy: prefix_cache\nlb_config: {{redis: 'redis://127.0.0.1:{port}', cleanInterval: 60}}\n"
+    return ENDPOINTS + ROUTES + policy + more
+
+
+async def test_a_clean_interval_changes_nothing_and_replaces_no_store() -> None:
+    runtime = Runtime(loads(with_redis(1)))
+    before = runtime.clusters["a"]
+    runtime.apply(loads(with_redis(1).replace("cleanInterval: 60", "cleanInterval: 5")))
+    assert runtime.clusters["a"] is before
+    runtime.apply(loads(with_redis(2)))
+    assert runtime.clusters["a"] is not before
+    await runtime.close()
