@@ -3,7 +3,7 @@
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -53,6 +53,10 @@ class Assembly:
         cluster = self._new(config, link)
         self._link_of[cluster] = link
         return cluster
+
+    async def close_unused_links(self, clusters: Iterable[Cluster]) -> None:
+        """Close the connections that none of these clusters uses."""
+        await self.links.keep({link for cluster in clusters if (link := self._link_of[cluster]) is not None})
 
     def update(self, cluster: Cluster, config: ClusterConfig, endpoints: tuple[Endpoint, ...]) -> None:
         """Bring a cluster up to its configuration and to the endpoints that it has now."""

@@ -1,6 +1,6 @@
 """The live view of one cluster: who its members are and which of them may serve a request."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -13,6 +13,7 @@ from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.prefix.finder import Found, PrefixFinder
 from lb_core.recent import Pace
 from lb_core.stores.base import Store
+from lb_core.tasks import spawn
 from lb_core.types import Choice, Endpoint, Snapshot
 
 _REMEMBERED_MODELS = 256
@@ -86,6 +87,11 @@ class Cluster:
         if (finder := self._finders.get(policy)) is None:
             finder = self._finders[policy] = self._new_finder(policy)
         return finder
+
+    def keep_finders(self, policies: Collection[object]) -> None:
+        """Forget the prompts that were remembered for policies other than these."""
+        for policy in [policy for policy in self._finders if policy not in policies]:
+            spawn(self._finders.pop(policy).close(), name=f"end of the prefixes of {self.name}")
 
     def forget(self, endpoint: str) -> None:
         """Its caches are gone: it has no prompt any more."""

@@ -119,6 +119,9 @@ class Runtime:
         targets = [route.target for route in self.balancer.routes]
         self._boards = {each.policy: each.board for each in targets if isinstance(each, ServiceGroup)}
         self.balancer.default_policy = default
+        policies = [default, *(policy.policy for policy in config.policies())]
+        for cluster in clusters.values():
+            cluster.keep_finders(policies)
 
     async def start(self) -> Self:
         """Start what runs in the background, and wait until Redis answered or is known to be away.
@@ -255,6 +258,7 @@ class Runtime:
                 self._retired.remove(cluster)
                 if all(cluster is not now for now in self.clusters.values()):
                     await cluster.close()
+                    await self._assembly.close_unused_links((*self.clusters.values(), *self._retired))
 
 
 def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:

@@ -1,6 +1,6 @@
 """What a configuration says, checked and frozen. Nothing here knows of YAML or of Higress."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -144,3 +144,9 @@ class Config:
     """Where the balancer's own metrics are served; None serves none."""
     drain_timeout_s: float = 30.0
     """How long requests in flight may take to end when their endpoint or the balancer goes."""
+
+    def policies(self) -> Iterator[PolicyConfig]:
+        """The default policy and those of the routes."""
+        for policy in (self.default_policy, *(route.policy for route in self.routes)):
+            if policy is not None:
+                yield policy

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -245,12 +245,22 @@ class Links:
         place = (settings, key if link.is_cluster else "")
         return self._links.setdefault(place, link)
 
+    def all(self) -> tuple[Link, ...]:
+        """Every link that there is."""
+        return tuple(self._links.values())
+
+    async def keep(self, used: Collection[Link]) -> None:
+        """Close the links that are not among these."""
+        unused = {place: link for place, link in self._links.items() if link not in used}
+        for place in unused:
+            del self._links[place]
+        for link in unused.values():
+            await link.close()
+
     async def settled(self) -> None:
         """Wait until each is up, or is known to be away."""
-        await asyncio.gather(*(link.settled() for link in self._links.values()))
+        await asyncio.gather(*(link.settled() for link in self.all()))
 
     async def close(self) -> None:
         """Close them all."""
-        for link in self._links.values():
-            await link.close()
-        self._links.clear()
+        await self.keep(())

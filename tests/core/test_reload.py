@@ -1,11 +1,13 @@
 """What a reload keeps, what it changes, and that it changes nothing where it fails."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from lb_core.config import loads
+from lb_core.config import Config, loads
 from lb_core.errors import ConfigError
+from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome, Placement
 
@@ -110,4 +112,35 @@ async def test_a_clean_interval_changes_nothing_and_replaces_no_store() -> None:
     assert runtime.clusters["a"] is before
     runtime.apply(loads(with_redis(2)))
     assert runtime.clusters["a"] is not before
+    await asyncio.sleep(0.01)
+    await runtime.close()
+
+
+async def test_a_link_to_a_redis_that_is_not_used_any_more_is_closed() -> None:
+    runtime = await Runtime(loads(with_redis(1))).start()
+    links = runtime._assembly.links
+    (old,) = links.all()
+    runtime.apply(loads(with_redis(2)))
+    assert len(links.all()) == 2, "what the old cluster has in flight is given back over it"
+    async with asyncio.timeout(5):
+        while len(links.all()) > 1:
+            await asyncio.sleep(0.05)
+    assert old not in links.all()
+    await runtime.close()
+
+
+async def test_prompts_remembered_for_a_policy_that_is_gone_are_forgotten() -> None:
+    def config(ttl_s: int) -> Config:
+        return loads(f"{ENDPOINTS}{ROUTES}lb_policy: prefix_cache\nlb_config: {{redisKeyTTL: {ttl_s}}}\n")
+
+    runtime = Runtime(config(60))
+    await answered(runtime)
+    cluster = runtime.clusters["a"]
+    finder = cluster.finder(PrefixCache(60))
+    runtime.use_policy("off")
+    runtime.apply(config(60))
+    assert cluster.finder(PrefixCache(60)) is finder, "it is configured, if not used"
+    runtime.apply(config(70))
+    assert runtime.clusters["a"] is cluster
+    assert cluster.finder(PrefixCache(60)) is not finder
     await runtime.close()
