@@ -137,6 +137,8 @@ class Lifecycle(ABC):
         gc.freeze()
         for name, cluster in runtime.clusters.items():
             logger.info("ai-lb: cluster %s has %d endpoints", name, len(cluster.endpoints))
+        for line in config.warnings(runtime.config):
+            logger.warning("ai-lb: %s", line)
 
     def _reload(self, loaded: config.Config) -> None:
         """The file has another good content. Raises ConfigError for what only shows now."""
@@ -146,6 +148,8 @@ class Lifecycle(ABC):
         runtime.apply(loaded)
         self._use(runtime)
         logger.info("ai-lb: the configuration was reloaded")
+        for line in sorted({*config.warnings(loaded)} - {*config.warnings(before)}):
+            logger.warning("ai-lb: %s", line)
         if (before.listen, before.metrics_listen) != (loaded.listen, loaded.metrics_listen):
             logger.warning("ai-lb: listen and metrics_listen take effect at the next start")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from lb_core.config.advice import warnings
 from lb_core.config.check import read_config
 from lb_core.config.clusters import read_endpoints
 from lb_core.config.model import (
@@ -92,4 +93,5 @@ __all__ = [
     "load_endpoints",
     "loads",
     "policy_named",
+    "warnings",
 ]

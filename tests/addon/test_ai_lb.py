@@ -383,3 +383,14 @@ async def test_mitmproxys_own_addons_stay_exactly_if_they_have_something_to_do(t
         async with Proxy(tmp_path, one_cluster(engine)) as proxy:
             await until(lambda: not proxy.master.addons.get("modifyheaders"), "idle addons are gone")
             assert proxy.master.addons.get("save")
+
+
+async def test_an_address_in_two_clusters_is_warned_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        again = {**engine.endpoint, "name": "again"}
+        clusters = {"c": {"endpoints": [engine.endpoint]}, "d": {"endpoints": [again]}}
+        async with Proxy(tmp_path, {"clusters": clusters, "routes": [{"cluster": "c"}]}):
+            await until(lambda: "'again' of cluster 'd' has the address of" in caplog.text, "it is told")
+    assert caplog.text.count("has the address of") == 1

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from lb_core.config import Config, Listen, PolicyConfig, RedisConfig, load, loads, policy_named
+from lb_core.config import (
+    Config,
+    Listen,
+    PolicyConfig,
+    RedisConfig,
+    load,
+    loads,
+    policy_named,
+    warnings,
+)
 from lb_core.config.addresses import redis_url
 from lb_core.errors import ConfigError
 from lb_core.policies.cluster_metrics import ClusterMetrics as RealClusterMetrics
@@ -1047,3 +1056,13 @@ def test_a_header_that_a_policy_reads_has_a_valid_name(policy: str, key: str) ->
         assert caught.value.lines() == [f"lb.yaml:3: lb_config.{key}: not a valid header name"]
     for good in ("''", "X-Tenant"):
         assert loads(text.replace("VALUE", good)).default_policy is not None
+
+
+def test_h19_an_address_in_two_clusters_is_warned_of() -> None:
+    clusters = "clusters: {one: {endpoints: [%s]}, two: {endpoints: [%s]}}\nroutes: [{cluster: one}]\n"
+    shared = "{url: 'http://10.0.0.1:8000', name: %s}"
+    assert warnings(loads(clusters % (shared % "a", shared % "b"))) == (
+        "'b' of cluster 'two' has the address of 'a' of cluster 'one':"
+        " each cluster counts its own requests, limits and health are per cluster",
+    )
+    assert warnings(loads(clusters % (shared % "a", "http://10.0.0.1:8001"))) == ()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lb_core.config import load
+from lb_core.config import load, warnings
 from lb_core.policies import CLUSTER_POLICIES, POLICIES
 from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.runtime import Runtime
@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def test_the_example_loads_and_makes_a_working_balancer(path: Path) -> None:
     runtime = Runtime(load(path, env={}))
     assert runtime.clusters
+    assert not warnings(runtime.config)
     assert path.read_text().startswith("#"), "an example says what it shows"
 
 
