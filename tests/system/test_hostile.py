@@ -127,7 +127,7 @@ class Bystander:
 
 def config(*engines: Engine) -> dict[str, Any]:
     endpoints = [{"name": f"e{n}", "url": f"http://{engine.authority}"} for n, engine in enumerate(engines)]
-    return {"clusters": {"c": {"endpoints": endpoints}}, "expose_decision": True}
+    return {"clusters": {"c": {"endpoints": endpoints, "metrics": False}}, "expose_decision": True}
 
 
 @contextlib.asynccontextmanager
