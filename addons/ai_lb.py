@@ -21,7 +21,7 @@ from addons.headers import check_head, drop_own_headers
 from addons.lifecycle import Lifecycle
 from lb_core import record
 from lb_core.errors import Draining, InternalError, RouteError
-from lb_core.request import parse, session_of
+from lb_core.request import parse, plain_path, session_of
 from lb_core.retry import Retries, repeatable
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome
@@ -90,7 +90,7 @@ class AiLb(Lifecycle):
         request = flow.request
         check_head(request)
         drop_own_headers(request.headers)
-        path = request.path.partition("?")[0]
+        path = plain_path(request.path)
         llm = await parse(path, request.headers, request.raw_content or b"")
         session = session_of(request.headers) if llm is None else llm.session
         asked = balancer.request(

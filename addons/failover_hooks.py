@@ -29,7 +29,7 @@ to end hold their streams open for minutes."""
 
 
 class FailoverHooks:
-    """A second addon of the script. It shares the first one's exchanges, by flow id, and their ids by client."""
+    """A second addon of the script. It sees the exchanges of the first, by flow id, and ids by client."""
 
     def __init__(self, exchanges: Mapping[str, Exchange], by_client: Mapping[str, AbstractSet[str]]) -> None:
         self._exchanges = exchanges

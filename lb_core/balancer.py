@@ -245,7 +245,7 @@ class Balancer:
 
 
 def _work(request: Request) -> Work:
-    if request.llm is None:
+    if request.llm is None or not request.llm.known:
         return Work.OTHER
     return Work.STREAM if request.llm.stream else Work.ANSWER
 

@@ -6,20 +6,19 @@ types give unusual segments, and what is no request to an LLM gives None.
 
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
-import brotli  # type: ignore[import-untyped]
 import orjson
-import zstandard
 
+from lb_core.bodies import decompressed, form_field
 from lb_core.skim import Opaque, Undecodable, decodable, decode, skim
 
-DECODED_LIMIT = 4 << 20
-"""Bytes of a compressed body after decompression; a larger one is not read."""
+OTHER = "other"
+"""The API of a request whose path is of none that is known."""
 
 _API = re.compile(r"/v1/(chat/completions|completions|responses|embeddings|messages)/?\Z")
+_UNRESERVED = re.compile("%(4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae]|3[0-9]|2[de])", re.IGNORECASE)
 _ID_LIMIT = 1024  # characters of a model name or session; longer ones are no names
 # Sent by the common clients and gateways; the first two on purpose for load balancers.
 _SESSION_HEADERS = (
@@ -64,7 +63,7 @@ class LLMRequest:
     """One request to an LLM. Its repr holds no prompt."""
 
     api: str
-    """chat, completions, responses, embeddings or messages (Anthropic's)."""
+    """chat, completions, responses, embeddings, messages (Anthropic's) or `OTHER`."""
     model: str | None = None
     """The model or LoRA adapter; None where the body names none that could be one."""
     stream: bool = False
@@ -78,6 +77,11 @@ class LLMRequest:
     background: bool = False
     """The answer is made after the response to this request (responses API)."""
     _body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is inference of an API that is known; of others the model and the session are read."""
+        return self.api != OTHER
 
     def segments(self) -> tuple[Segment, ...]:
         """The prompt in the order in which engines lay it out; different prompts give different segments."""
@@ -99,9 +103,15 @@ class LLMRequest:
             yield from _turns(key, self._body.get(key))
 
 
+def plain_path(path: str) -> str:
+    """The path without its query, in which no unreserved character is percent-encoded (RFC 3986, 6.2.2.2)."""
+    path = path.partition("?")[0]
+    return _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path) if "%" in path else path
+
+
 def api_of(path: str) -> str | None:
     """The API that a path (with or without query, with any prefix) belongs to, as in `LLMRequest.api`."""
-    found = _API.search(path.partition("?")[0])
+    found = _API.search(plain_path(path))
     if found is None:
         return None
     return "chat" if found[1] == "chat/completions" else found[1]
@@ -121,14 +131,20 @@ async def parse(path: str, headers: Mapping[str, str], body: bytes) -> LLMReques
     """The request in an HTTP request of any kind; None where it is none, or cannot be read at bearable cost.
 
     Bodies of up to a megabyte are decoded in one go. For larger ones see `lb_core.skim`: the event loop gets
-    its turn meanwhile.
+    its turn meanwhile. Where the path is of no API that is known, a JSON object or a form may still name a
+    model, as in `/rerank` or `/v1/messages/count_tokens`.
     """
     api = api_of(path)
     if api is None:
-        return None
+        kind = headers.get("content-type", "").lower() if body else ""
+        if kind.startswith("multipart/form-data"):
+            model = _id(form_field(headers["content-type"], body, "model"))
+            return LLMRequest(OTHER, model, session=session_of(headers)) if model else None
+        if "json" not in kind:
+            return None
     encoding = headers.get("content-encoding")
     if encoding:
-        plain = _decompressed(body, encoding)
+        plain = decompressed(body, encoding)
         if plain is None:
             return None
         body = plain
@@ -137,12 +153,15 @@ async def parse(path: str, headers: Mapping[str, str], body: bytes) -> LLMReques
         return None
     metadata = members.get("metadata")
     user = _id(members.get("user")) or (_id(metadata.get("user_id")) if isinstance(metadata, dict) else None)
+    model, session = _id(members.get("model")), session_of(headers) or _session(members) or user
+    if api is None:
+        return LLMRequest(OTHER, model, session=session, user=user)
     salt = members.get("cache_salt")
     return LLMRequest(
         api=api,
-        model=_id(members.get("model")),
+        model=model,
         stream=members.get("stream") is True,
-        session=session_of(headers) or _session(members) or user,
+        session=session,
         user=user,
         cache_salt=_word(salt) if isinstance(salt, str) else None,
         stored=members.get("store") is True,
@@ -254,43 +273,3 @@ def _canonical(value: object) -> bytes:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # lone surrogates, integers beyond 64 bit, nesting beyond 254
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=asdict).encode()
-
-
-def _decompressed(body: bytes, encoding: str) -> bytes | None:
-    """The decoded body; None where it is damaged, too large, or encoded in a way not known."""
-    decoder = _DECODERS.get(encoding.strip().lower())
-    if decoder is None:
-        return None
-    try:
-        plain = decoder(body)
-    except (zlib.error, brotli.error, zstandard.ZstdError):
-        return None
-    return plain if plain is not None and len(plain) <= DECODED_LIMIT else None
-
-
-def _inflate(body: bytes) -> bytes | None:
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
-    plain = inflater.decompress(body, DECODED_LIMIT + 1)
-    return plain if inflater.eof and not inflater.unused_data else None
-
-
-def _unbrotli(body: bytes) -> bytes | None:
-    decompressor = brotli.Decompressor()
-    plain: bytes = decompressor.process(body, output_buffer_limit=DECODED_LIMIT + 1)
-    return plain if decompressor.is_finished() else None
-
-
-def _unzstd(body: bytes) -> bytes:
-    # RFC 9659: for HTTP, windows are of 8 MB at most.
-    with zstandard.ZstdDecompressor(max_window_size=8 << 20).stream_reader(body) as reader:
-        return reader.read(DECODED_LIMIT + 1)
-
-
-_DECODERS: Mapping[str, Callable[[bytes], bytes | None]] = {
-    "identity": lambda body: body,
-    "gzip": _inflate,
-    "x-gzip": _inflate,
-    "deflate": _inflate,
-    "br": _unbrotli,
-    "zstd": _unzstd,
-}

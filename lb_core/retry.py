@@ -104,7 +104,7 @@ class Repeat(enum.Enum):
 
 def repeatable(*, method: str, path: str, llm: LLMRequest | None) -> Repeat:
     """Judge a request. Inference has no effect but its answer, unless the answer is stored at the engine."""
-    if llm is not None:
+    if llm is not None and llm.known:
         return Repeat.NEVER if llm.stored or llm.background else Repeat.SAFE
     if _KEEPS_STATE.search(path.partition("?")[0]) and method not in _READING:
         return Repeat.NEVER

@@ -52,7 +52,7 @@ class PrefixFinder:
 
     async def find(self, request: Request) -> Found:
         """What is known of the prompt; nothing for a request without one, or while the index is away."""
-        if request.llm is None:
+        if request.llm is None or not request.llm.known:
             return Found()
         secret = self._configured or await self.index.secret()
         if secret is None:

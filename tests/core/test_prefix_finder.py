@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,8 @@ async def test_a_request_without_a_prompt_is_not_looked_up() -> None:
     finder = PrefixFinder("c", MemoryPrefixIndex())
     assert await finder.find(request()) == Found()
     assert await finder.find(asking([])) == Found()
+    other = LLMRequest("other", "m", _body={"messages": [user("hi")]})
+    assert await finder.find(replace(asking([user("hi")]), llm=other)) == Found()
     finder.record(Found(), "e0")
 
 

@@ -14,7 +14,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lb_core.request import DECODED_LIMIT, LLMRequest, Part, Segment, api_of, parse, session_of
+from lb_core.bodies import DECODED_LIMIT
+from lb_core.request import OTHER, LLMRequest, Part, Segment, api_of, parse, plain_path, session_of
 
 CHAT = "/v1/chat/completions"
 
@@ -60,6 +61,104 @@ def test_the_api_follows_from_the_end_of_the_path(path: str, api: str | None) ->
     assert api_of(path) == api
     found = read({"model": "m"}, path=path)
     assert (found and found.api) == api
+
+
+JSON = {"content-type": "application/json; charset=utf-8"}
+FORM = {"content-type": 'multipart/form-data; charset=x; boundary="a-b"'}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+        "/rerank",
+        "/v1/score",
+        "/v1/moderations",
+        "/v1/audio/speech",
+        "/v1/images/generations",
+        "/tokenize",
+        "/pooling",
+        "/generate",
+        "/anything",
+    ],
+)
+def test_the_model_and_the_session_are_read_of_any_json_body(path: str) -> None:
+    body = {"model": "m", "stream": True, "store": True, "session_id": "s", "messages": [{"content": "hi"}]}
+    found = read(body, path=path, headers=JSON)
+    assert found == LLMRequest(OTHER, "m", session="s")
+    assert not found.known
+    assert found.segments() == (), "there is no prompt to be remembered"
+
+
+def test_of_a_path_that_is_not_known_other_bodies_are_left_alone() -> None:
+    for headers in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+        assert read({"model": "m"}, path="/rerank", headers=headers) is None
+    assert read(b'["model"]', path="/rerank", headers=JSON) is None
+    assert read(b"", path="/rerank", headers=JSON) is None
+    zipped = gzip.compress(b'{"model": "m"}')
+    found = read(zipped, path="/rerank", headers=JSON | {"content-encoding": "gzip"})
+    assert found is not None
+    assert found.model == "m"
+
+
+def form(*fields: tuple[str, bytes], boundary: str = "a-b") -> bytes:
+    parts = [
+        b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (boundary.encode(), head.encode(), data)
+        for head, data in fields
+    ]
+    return b"".join(parts) + b"--%s--\r\n" % boundary.encode()
+
+
+FILE = ('name="file"; filename="x.wav"\r\nContent-Type: audio/wav', b"\0" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(('name="model"', b"whisper"), FILE),
+        form(FILE, ('name="model"', b"whisper")),
+        form(('name="language"', b"en"), ('name="model"\r\nContent-Type: text/plain', b"whisper"), FILE),
+    ],
+    ids=["first", "last", "with a type"],
+)
+def test_the_model_of_a_form_is_read_near_its_ends(body: bytes) -> None:
+    assert read(body, path="/v1/audio/transcriptions", headers=FORM) == LLMRequest(OTHER, "whisper")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--a-b",
+        form(("name=other", b"x")),
+        form(FILE, ('name="model"', b"whisper"), FILE),
+        form(('name="model"', b"w" * 2000)),
+        form(('name="model"', b"")),
+        form(('name="model"', b"whisper"), boundary="other"),
+        form(('name="model"; filename="x"', b"whisper")),
+    ],
+)
+def test_a_form_without_a_plain_model_has_none(body: bytes) -> None:
+    assert read(body, path="/v1/audio/transcriptions", headers=FORM) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/v1/%63hat/completion%73?x=%63", "/v1/chat/completions"),
+        ("/%41%5A%61%7a%30%39%2D%2e%5f%7E", "/AZaz09-._~"),
+        ("/v1%2Fchat", "/v1%2Fchat"),
+        ("/%40%5B%60%7B%2F%3A%7F%20%25%zz%4", "/%40%5B%60%7B%2F%3A%7F%20%25%zz%4"),
+        ("/%2563", "/%2563"),
+    ],
+)
+def test_a_path_is_matched_without_needless_encoding(path: str, plain: str) -> None:
+    assert plain_path(path) == plain
+
+
+def test_an_encoded_path_is_of_the_same_api() -> None:
+    assert api_of("/v1/%63hat/completions?x") == "chat"
 
 
 def test_the_facts_of_a_request_are_read() -> None:

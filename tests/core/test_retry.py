@@ -120,6 +120,8 @@ def test_disabled_is_disabled(cause: Cause) -> None:
         ("PUT", "/x", None, Repeat.SAFE),
         ("DELETE", "/x", None, Repeat.SAFE),
         ("POST", "/rerank", None, Repeat.UNLESS_TAKEN),
+        ("POST", "/rerank", LLMRequest("other", "m"), Repeat.UNLESS_TAKEN),
+        ("POST", "/v1/batches", LLMRequest("other", "m"), Repeat.NEVER),
         ("POST", "/v1/filesystem", None, Repeat.UNLESS_TAKEN),
         ("PATCH", "/x", None, Repeat.UNLESS_TAKEN),
     ],
