@@ -212,6 +212,7 @@ class Balancer:
             in_flight,
             started,
             metrics=snapshot.metrics,
+            prefix=snapshot.prefix,
             out=eligible.out,
             panic=eligible.panic,
             note=note,

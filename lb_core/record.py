@@ -3,13 +3,17 @@
 Only str, int, float, bool, None, list and dict, so that any format can hold it. No prompt, key or address.
 """
 
+from heapq import nsmallest
 from typing import Any
 
 from lb_core.engines.model import Observation
 from lb_core.errors import RouteError
-from lb_core.types import Choice, Outcome, Placement
+from lb_core.types import Choice, Outcome, Placement, PrefixMatch
 
 type Record = dict[str, Any]
+
+_MOST_ADAPTERS = 16
+"""Names of adapters that are written down for one endpoint, the first by their order."""
 
 
 def opened(placement: Placement, *, host: str) -> Record:
@@ -29,6 +33,7 @@ def opened(placement: Placement, *, host: str) -> Record:
         "host": host,
         "tie": placement.request.tie,
         "candidates": _candidates(placement),
+        "prefix": _prefix(placement.prefix),
         "out": {name: str(state) for name, state in placement.out.items()},
         "panic": placement.panic,
         "services": _services(placement),
@@ -86,9 +91,9 @@ def line(record: Record) -> str:
 
 
 def _candidates(placement: Placement) -> list[Record]:
-    """One row for each endpoint, under the best tier that it is in."""
-    tiers = placement.decision.tiers
-    if len(tiers) == 1:
+    """One row for each endpoint, under the best tier that it is in; without a tier, `not_offered`."""
+    tiers, metrics = placement.decision.tiers, placement.metrics
+    if len(tiers) == 1 and not metrics:
         return [_row(choice, placement, tiers[0].reason) for choice in tiers[0].choices]
     rows: dict[str, Record] = {}
     for tier in tiers:
@@ -96,6 +101,9 @@ def _candidates(placement: Placement) -> list[Record]:
             name = choice.endpoint.name
             if name not in rows:
                 rows[name] = _row(choice, placement, tier.reason)
+    for name in sorted(metrics.keys() - rows.keys()):
+        row = {"endpoint": name, "reason": "not_offered", "in_flight": placement.in_flight.get(name, 0)}
+        rows[name] = row | {"metrics": _metrics(metrics[name])}
     return list(rows.values())
 
 
@@ -143,7 +151,17 @@ def _metrics(observed: Observation | None) -> Record | None:
         "running": metrics.running,
         "kv_usage": metrics.kv_usage,
         "placed_since": observed.placed_since,
+        "max_loras": metrics.max_loras,
+        "adapters": None if metrics.adapters is None else nsmallest(_MOST_ADAPTERS, metrics.adapters),
+        "targets": dict(metrics.raw),
     }
+
+
+def _prefix(match: PrefixMatch | None) -> Record | None:
+    """Who has had how much of the prompt; None where nothing of it is known, or nobody asked."""
+    if match is None:
+        return None
+    return {"owner": match.owner, "matched": match.matched, "cuts": match.cuts}
 
 
 def _rounded(seconds: float | None) -> float | None:

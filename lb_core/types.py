@@ -163,6 +163,8 @@ class Placement:
     """When the request came, on the balancer's clock."""
     metrics: Mapping[str, Observation] = field(default_factory=dict)
     """What the engines had reported, where the policy asked for it."""
+    prefix: PrefixMatch | None = None
+    """What was known of the prompt, where the policy asked for it."""
     out: Mapping[str, str] = field(default_factory=dict)
     """The endpoints that were no candidates for their health, and how they were."""
     panic: bool = False
