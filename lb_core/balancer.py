@@ -127,6 +127,10 @@ class Balancer:
             return None
         home.attempt.ended(_verdict(outcome))
         home.tried.add(placement.endpoint.name)
+        with OneWait():
+            return await self._move(placement, home)
+
+    async def _move(self, placement: Placement, home: _Home) -> Placement | None:
         cluster = home.cluster
         while True:
             try:
@@ -140,10 +144,16 @@ class Balancer:
             tier, endpoint = placed[0], placed[1].endpoint
             home.tried.add(endpoint.name)
             attempt = await cluster.health.admit(endpoint.name, eligible, _work(placement.request))
-            if attempt is not None:
+            if attempt is None:
+                continue
+            home.attempt = attempt
+            try:
+                moved = await cluster.store.move(placement.lease.id, endpoint, rest.max_in_flight)
+            except Saturated:  # other balancers have filled it
+                attempt.ended(IGNORED)
+                continue
+            if moved and placement.request.id in self._homes:
                 break
-        home.attempt = attempt
-        if not await cluster.store.move(placement.lease.id, endpoint):
             attempt.ended(IGNORED)
             return None
         cluster.board.finished(placement.endpoint.name, placement.lease.id)

@@ -31,8 +31,12 @@ class Store(Protocol):
         """Give the slot back; False if it is not held, so a second call does nothing. Never blocks."""
         ...
 
-    async def move(self, lease_id: str, endpoint: Endpoint) -> bool:
-        """Hold the slot at another endpoint from now on, in one step; False if it is not held."""
+    async def move(self, lease_id: str, endpoint: Endpoint, max_in_flight: int | None = None) -> bool:
+        """Hold the slot at another endpoint from now on, in one step; False if it is not held.
+
+        Raises Saturated when the endpoint is at its limit or at `max_in_flight`, the policy's; the slot stays
+        where it is.
+        """
         ...
 
     async def close(self) -> None:

@@ -31,9 +31,10 @@ class Taken(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The answer to hold: how many slots were not known as such, and if the owner was unknown."""
+    """The answer to hold: how many slots were not known as such; there was no room; the owner was unknown."""
 
     changed: int
+    full: bool
     fresh: bool
 
 
@@ -67,12 +68,17 @@ class RemoteLedger:
         endpoint, tier, _, fresh, counts = reply
         return Taken(endpoint.decode(), tier, bool(fresh), [int(count or 0) for count in counts])
 
-    async def hold(self, slots: Iterable[tuple[str, str]]) -> Told:
-        """Say that these slots are held at these endpoints."""
+    async def hold(self, slots: Iterable[tuple[str, str]], *, limit: int | None = None) -> Told:
+        """Say that these slots are held at these endpoints.
+
+        With a limit it is one slot, and `full` says that so many are at the endpoint and nothing was done.
+        """
         keys = (self._counts, self._own, self._owners)
         pairs = [text for pair in slots for text in pair]
-        changed, fresh = await self._link.run(HOLD, keys, self._owner, self._lease_ms, *pairs)
-        return Told(changed, bool(fresh))
+        changed, fresh = await self._link.run(
+            HOLD, keys, self._owner, self._lease_ms, "" if limit is None else limit, *pairs
+        )
+        return Told(max(changed, 0), changed < 0, bool(fresh))
 
     async def release(self, slots: list[str]) -> int:
         """Give slots back; gives how many were held."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lb_core.errors import Saturated
-from lb_core.stores.placement import FULL, place
+from lb_core.stores.placement import FULL, limit_of, place
 from lb_core.types import Decision, Endpoint, Lease
 
 
@@ -42,11 +42,14 @@ class MemoryStore:
         self._take(lease.endpoint.name)
         return True
 
-    async def move(self, lease_id: str, endpoint: Endpoint) -> bool:
+    async def move(self, lease_id: str, endpoint: Endpoint, max_in_flight: int | None = None) -> bool:
         """See `Store`."""
         lease = self._leases.get(lease_id)
         if lease is None:
             return False
+        limit = limit_of(endpoint, max_in_flight)
+        if lease.endpoint != endpoint and limit is not None and self._counts.get(endpoint.name, 0) >= limit:
+            raise Saturated(FULL)
         self._take(lease.endpoint.name)
         count = self._add(endpoint.name)
         self._leases[lease_id] = Lease(lease_id, self._cluster, endpoint, lease.tier, count)

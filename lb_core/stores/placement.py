@@ -3,10 +3,16 @@
 from collections.abc import Mapping
 
 from lb_core.drawing import weighted_pick
-from lb_core.types import Choice, Decision
+from lb_core.types import Choice, Decision, Endpoint
 
 FULL = "All endpoints are at their limit of requests in flight."
 """What the client is told when there is no place."""
+
+
+def limit_of(endpoint: Endpoint, max_in_flight: int | None) -> int | None:
+    """The lower of an endpoint's own limit and that of the policy; None is no limit."""
+    limits = [limit for limit in (endpoint.max_in_flight, max_in_flight) if limit is not None]
+    return min(limits, default=None)
 
 
 def place(decision: Decision, in_flight: Mapping[str, int], tie: float) -> tuple[int, Choice] | None:

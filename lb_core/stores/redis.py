@@ -19,7 +19,7 @@ from lb_core.stores.ballot import Ballot, Ballots
 from lb_core.stores.books import Books
 from lb_core.stores.ledger import COUNTS, RemoteLedger, Taken, key
 from lb_core.stores.link import Link, Links
-from lb_core.stores.placement import FULL, place
+from lb_core.stores.placement import FULL, limit_of, place
 from lb_core.stores.server import RedisSettings
 from lb_core.stores.upkeep import StoreStats, Upkeep
 from lb_core.stores.wire import Refused, Reply, ServerAway
@@ -115,14 +115,18 @@ class RedisStore:
         self._give_back(held.slot, held.lease.endpoint.name)
         return True
 
-    async def move(self, lease_id: str, endpoint: Endpoint) -> bool:
-        """See `Store`."""
+    async def move(self, lease_id: str, endpoint: Endpoint, max_in_flight: int | None = None) -> bool:
+        """See `Store`. Without the server no limit is looked at: who asks knows the counts heard last."""
+        before = self._books.held.get(lease_id)
         moved = self._books.move(lease_id, endpoint)
-        if moved is None:
+        if before is None or moved is None:
             return False
         if self._link.up:
+            limit = limit_of(endpoint, max_in_flight)
+            if self._ended:
+                self._flush()
             try:
-                told = await self._ledger.hold([(moved.slot, endpoint.name)])
+                told = await self._ledger.hold([(moved.slot, endpoint.name)], limit=limit)
             except ServerAway:
                 self._upkeep.suspect()
             except Refused as error:
@@ -131,6 +135,9 @@ class RedisStore:
                 self._upkeep.accepted("move")
                 if told.fresh:
                     self._upkeep.unknown()
+                if told.full:
+                    self._books.move(lease_id, before.lease.endpoint)
+                    raise Saturated(FULL)
         return True
 
     async def close(self) -> None:

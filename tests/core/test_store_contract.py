@@ -107,6 +107,27 @@ async def test_a_slot_moves_in_one_step(store: Store) -> None:
     assert (await store.acquire("3", prefer((B,)), 0.0)).in_flight == 1
 
 
+async def test_a_slot_does_not_move_to_a_full_endpoint(store: Store) -> None:
+    narrow = endpoint("n", max_in_flight=2)
+    for number in ("1", "2"):
+        await store.acquire(number, prefer((narrow,)), 0.0)
+    await store.acquire("3", prefer((A,)), 0.0)
+    for limit in (None, 1, 5):
+        with pytest.raises(Saturated):
+            await store.move("3", narrow, limit)
+    with pytest.raises(Saturated):
+        await store.move("1", A, 1)
+    assert dict(store.in_flight) == {"n": 2, "a": 1}
+    assert await store.move("1", narrow, 2), "it is there already"
+    assert (await store.acquire("3", prefer((B,)), 0.0)).endpoint == A
+    store.release("2")
+    assert await store.move("3", narrow)
+    assert dict(store.in_flight) == {"n": 2}
+    for number in ("1", "3"):
+        store.release(number)
+    assert dict(store.in_flight) == {}
+
+
 async def test_weights_and_virtual_loads_count(store: Store) -> None:
     heavy, light = endpoint("heavy", weight=3), endpoint("light")
     decision = Decision("p", (Tier((Choice(heavy), Choice(light, virtual_load=0.5)), "r"),))

@@ -11,12 +11,13 @@ from lb_core.engines.board import Board
 from lb_core.engines.model import EngineMetrics, Scrape
 from lb_core.errors import RouteError
 from lb_core.policies.endpoint_metrics import EndpointMetrics
+from lb_core.policies.least_request import LeastRequest
 from lb_core.stores.redis import RedisStore
 from lb_core.types import Ending, Outcome, Placement
 from tests.core.build import endpoint
 from tests.redis.balancers import balancer_over
 from tests.redis.fleet import Fleet
-from tests.redis.servers import RedisServer
+from tests.redis.servers import RedisServer, counts_in, until
 
 DONE = Outcome(Ending.COMPLETE, 200)
 
@@ -124,3 +125,41 @@ async def test_nothing_is_counted_of_a_request_that_is_refused_or_leaves(
         await burst([here], 1)
     assert counted() == 0
     assert not here.routes[0].recent.counts
+
+
+async def test_failover_through_three_balancers_keeps_an_endpoints_limit(
+    fleet: Fleet, server: RedisServer
+) -> None:
+    """Each has placed requests at e1, which fails; e2 has room for 5 of them, and e3 for the others."""
+    members = (endpoint("e1"), endpoint("e2", max_in_flight=5), endpoint("e3", weight=0.01))
+    balancers = [
+        balancer_over(await fleet.add(server.config, beat_s=30), members, LeastRequest()) for _ in range(3)
+    ]
+    failed = Outcome(Ending.UPSTREAM_FAILED, connected=False)
+
+    async def fail_over(balancer: Balancer) -> str:
+        request = balancer.request(host="h", path="/", headers={}, session=None, llm=None)
+        placement = await balancer.route(request, started=1.0)
+        if placement.endpoint.name != "e1":
+            return "elsewhere"
+        moved = await balancer.retry(placement, failed)
+        return "nowhere" if moved is None else moved.endpoint.name
+
+    await asyncio.gather(*(fail_over(balancers[number % 3]) for number in range(30)))
+    assert counts_in(server.client, "c")["e2"] <= 5
+    assert sum(counts_in(server.client, "c").values()) == 30
+
+
+async def test_a_request_that_ends_while_it_is_moved_is_counted_nowhere(
+    fleet: Fleet, server: RedisServer
+) -> None:
+    balancer = balancer_of(await fleet.add(server.config), (0, 9), EndpointMetrics())
+    _, [(_, placement)] = await burst([balancer], 1)
+    moving = asyncio.ensure_future(balancer.retry(placement, Outcome(Ending.UPSTREAM_FAILED)))
+    await asyncio.sleep(0)
+    balancer.finish(placement, DONE)
+    assert await moving is None
+    cluster = balancer.routes[0].target
+    assert isinstance(cluster, Cluster)
+    assert all(each.placed_since == 0 for each in cluster.board.observations(("e1", "e2")).values())
+    await until(lambda: counts_in(server.client, "c") == {})

@@ -97,16 +97,17 @@ class LedgerMachine(RuleBasedStateMachine):
         for slot in some:
             self.believed[owner].pop(slot, None)
 
-    @rule(owner=owners, slot=slots, to=names)
-    def move(self, owner: str, slot: str, to: str) -> None:
-        if slot in self.believed[owner]:
+    @rule(owner=owners, slot=slots, to=names, limit=st.sampled_from([None, 0, 1, 2, 3]))
+    def move(self, owner: str, slot: str, to: str, limit: int | None) -> None:
+        if slot in self.believed[owner] and self.hold(owner, {slot: to}, limit) >= 0:
             self.believed[owner][slot] = to
-            self.hold(owner, {slot: to})
 
-    def hold(self, owner: str, pairs: dict[str, str]) -> None:
+    def hold(self, owner: str, pairs: dict[str, str], limit: int | None = None) -> int:
         keys = (key("m", COUNTS), key("m", LEDGER + owner), key("m", OWNERS))
         flat = [text for pair in pairs.items() for text in pair]
-        assert self.call(HOLD, keys, owner, LEASE_MS, *flat) == self.twin.hold(owner, pairs)
+        told = self.call(HOLD, keys, owner, LEASE_MS, "" if limit is None else limit, *flat)
+        assert told == self.twin.hold(owner, pairs, limit)
+        return int(told[0])
 
     @rule(owner=owners)
     def resync(self, owner: str) -> None:

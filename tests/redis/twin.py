@@ -36,11 +36,15 @@ class Twin:
         self.ledgers.setdefault(owner, {})[slot] = choice.endpoint.name
         return choice.endpoint.name, tier, False
 
-    def hold(self, owner: str, slots: dict[str, str]) -> list[int]:
-        """How many slots were not as said, and 1 if the owner was unknown."""
+    def hold(self, owner: str, slots: dict[str, str], limit: int | None = None) -> list[int]:
+        """How many slots were not as said or -1 if there was no room, and 1 if the owner was unknown."""
         fresh = int(owner not in self.owners)
+        ledger, counts = self.ledgers.get(owner, {}), self.counts
+        if limit is not None and any(
+            counts[endpoint] >= limit and ledger.get(slot) != endpoint for slot, endpoint in slots.items()
+        ):
+            return [-1, fresh]
         self._register(owner)
-        ledger = self.ledgers.get(owner, {})
         changed = sum(ledger.get(slot) != endpoint for slot, endpoint in slots.items())
         if slots:
             self.ledgers.setdefault(owner, {}).update(slots)
