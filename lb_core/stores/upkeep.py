@@ -194,6 +194,7 @@ class Upkeep:
         finally:
             if fixed is None:
                 self._check_due = True
+                self._wake.set()
         if fixed:
             self._stats.fsck_fixed += fixed
             logger.warning(
