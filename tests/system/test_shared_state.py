@@ -2,50 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from redis import Redis
 
-from tests.redis.servers import RedisServer, counts_in, redis_server
+from tests.redis.servers import RedisServer
 from tests.system.balancer import Balancer, Engines
 from tests.system.load import Load, eventually
-
-PASSWORD = "canary-password-of-redis"
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server(password=PASSWORD) as server:
-        yield server
-
-
-def config(engines: Engines, redis: RedisServer, policy: str = "global_least_request") -> dict[str, Any]:
-    return {
-        "clusters": {"engines": {"endpoints": engines.endpoints()}},
-        "lb_policy": policy,
-        "lb_config": {
-            "serviceFQDN": "127.0.0.1",
-            "servicePort": redis.port,
-            "username": "default",
-            "password": PASSWORD,
-        },
-        "expose_decision": True,
-    }
-
-
-def opened(engines: Engines) -> dict[str, int]:
-    """Requests open at each engine, zeros left out: the truth."""
-    return {name: engine["open"] for name, engine in engines.truth().items() if engine["open"]}
-
-
-def counted(redis: RedisServer) -> dict[str, int]:
-    """The shared counts."""
-    return {name: count for name, count in counts_in(redis.client, "engines").items() if count}
+from tests.system.sharing import PASSWORD, config, counted, opened
 
 
 async def killed_once(
@@ -53,7 +20,7 @@ async def killed_once(
 ) -> None:
     """Three balancers under load, one of them killed; the counts must be those of the two others."""
     with ExitStack() as stack:
-        balancers = [stack.enter_context(Balancer(folder, config(engines, redis))) for _ in range(3)]
+        balancers = [stack.enter_context(Balancer(folder, config(engines, redis.port))) for _ in range(3)]
         async with Load(balancers, per_s=per_s, tokens=tokens, seed=seed) as load:
             await asyncio.sleep(2)
             victim = balancers[seed % 3]
@@ -96,79 +63,11 @@ async def test_killing_one_of_three_balancers_leaves_no_count_20_of_20(
             await killed_once(tmp_path, engines, redis, per_s=100, tokens=20, seed=run)
 
 
-async def leaving(folder: Path, redis: RedisServer, *, seconds: float, per_s: float) -> None:
-    with (
-        Engines(3, "--tpot", "0.02", "--ttft", "0.05", "--max-num-seqs", "400") as engines,
-        ExitStack() as stack,
-    ):
-        balancers = [stack.enter_context(Balancer(folder, config(engines, redis))) for _ in range(2)]
-        async with Load(balancers, per_s=per_s, tokens=10, leave=0.3, length_s=0.4) as load:
-            for _ in range(int(seconds / 0.1)):
-                await asyncio.sleep(0.1)
-                counts = await asyncio.to_thread(counts_in, redis.client, "engines")
-                assert all(count >= 0 for count in counts.values())
-            await load.drain(within_s=30)
-            await eventually(lambda: counted(redis) == {}, within_s=2, what="nothing is counted")
-            await eventually(lambda: opened(engines) == {}, within_s=2, what="nothing is open")
-        assert load.results["left"] > 0.15 * load.results.total()
-        assert set(load.results) == {"ok", "left"}, load.results
-
-
-async def test_clients_that_leave_at_random_moments_leave_no_count(
-    tmp_path: Path, redis: RedisServer
-) -> None:
-    await leaving(tmp_path, redis, seconds=10, per_s=80)
-
-
-async def faulty(folder: Path, redis: RedisServer, fault: Any, heal: Any) -> None:
-    """Two balancers under load through a fault of the server: no client sees it, the counts come back."""
-    with (
-        Engines(3, "--tpot", "0.1", "--ttft", "0.05", "--max-num-seqs", "400") as engines,
-        ExitStack() as stack,
-    ):
-        balancers = [stack.enter_context(Balancer(folder, config(engines, redis))) for _ in range(2)]
-        async with Load(balancers, per_s=40, tokens=15) as load:
-            await asyncio.sleep(1)
-            await asyncio.to_thread(fault)
-            await asyncio.sleep(3)
-            await asyncio.to_thread(heal)
-            await asyncio.sleep(1)
-            load.rest()
-            await eventually(
-                lambda: counted(redis) == opened(engines) != {},
-                within_s=1.4,
-                what="the shared counts are what is open at the engines",
-            )
-            await load.drain(within_s=30)
-            await eventually(lambda: counted(redis) == {}, within_s=2, what="nothing is counted")
-        assert set(load.results) == {"ok"}, load.results
-        for balancer in balancers:
-            log = balancer.log()
-            assert PASSWORD not in log
-            assert "Traceback" not in log
-            lines = [line for line in log.splitlines() if "counting in this process alone" in line]
-            assert len(lines) <= 2, lines
-
-
-async def test_redis_killed_and_restarted_empty_is_not_seen_by_clients(
-    tmp_path: Path, redis: RedisServer
-) -> None:
-    await faulty(tmp_path, redis, redis.kill, redis.start)
-
-
-async def test_redis_frozen_is_not_seen_by_clients(tmp_path: Path, redis: RedisServer) -> None:
-    await faulty(tmp_path, redis, redis.freeze, redis.thaw)
-
-
-async def test_redis_flushed_is_not_seen_by_clients(tmp_path: Path, redis: RedisServer) -> None:
-    await faulty(tmp_path, redis, redis.client.flushall, redis.client.script_flush)
-
-
 async def test_later_turns_reach_the_endpoint_of_the_first_through_any_balancer(
     tmp_path: Path, redis: RedisServer
 ) -> None:
     with Engines(3, "--tpot", "0.001", "--ttft", "0.001") as engines, ExitStack() as stack:
-        settings = config(engines, redis, "prefix_cache")
+        settings = config(engines, redis.port, "prefix_cache")
         balancers = [stack.enter_context(Balancer(tmp_path, settings)) for _ in range(2)]
         client = stack.enter_context(httpx.Client(timeout=20))
         endpoints = set()
