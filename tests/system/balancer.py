@@ -114,15 +114,19 @@ class Balancer:
         """What it printed so far."""
         return self.log_path.read_text(errors="replace")
 
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of one metric that have these labels."""
+    def samples(self, name: str, **labels: str) -> list[float]:
+        """The samples of one metric that have these labels."""
         page = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5).text
-        return sum(
+        return [
             sample.value
             for family in text_string_to_metric_families(page)
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Their sum."""
+        return sum(self.samples(name, **labels))
 
     def memory_mb(self) -> float:
         """What the process has in memory now (resident set)."""

@@ -1,6 +1,7 @@
 """A client that sends streams at a rate and keeps account of every one."""
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ class Load:
     """Streams at a rate through several balancers; `results` counts how they ended.
 
     `ok`: status 200 and `[DONE]`. `left`: this client left on purpose. `cut`: the stream broke off. Else
-    the status, or `refused` when the balancer was not there.
+    the status, or `refused` when the balancer was not there. `leave` is the share that leaves, at a moment
+    between 0 and `length_s`. Nothing more begins after `total`, nor while `at_once` are open.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class Load:
         tokens: int,
         leave: float = 0.0,
         length_s: float = 1.0,
+        total: int | None = None,
+        at_once: int = 10_000,
         seed: int = 1,
     ) -> None:
         self.balancers = list(balancers)
@@ -44,6 +48,8 @@ class Load:
         self._tokens = tokens
         self._leave = leave
         self._length_s = length_s
+        self._total = total
+        self._room = asyncio.Semaphore(at_once)
         self._dice = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._arrivals: asyncio.Task[None] | None = None
@@ -69,13 +75,25 @@ class Load:
         async with asyncio.timeout(within_s):
             await asyncio.gather(*self._tasks)
 
+    async def all(self, *, within_s: float) -> None:
+        """Wait until `total` have begun and ended."""
+        assert self._arrivals is not None
+        async with asyncio.timeout(within_s):
+            await self._arrivals
+            await asyncio.gather(*self._tasks)
+
     async def _arrive(self) -> None:
-        while True:
+        for _ in itertools.count() if self._total is None else range(self._total):
+            await self._room.acquire()
             balancer = self._dice.choice(self.balancers)
             task = asyncio.create_task(self._one(balancer.port))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
             await asyncio.sleep(self._dice.expovariate(self._per_s))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
 
     async def _one(self, port: int) -> None:
         leaves = self._dice.random() < self._leave
