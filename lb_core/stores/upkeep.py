@@ -129,6 +129,7 @@ class Upkeep:
                     logger.error("The key %s in Redis is not ours: remove it, or use another database.", name)
         else:
             self.accepted("upkeep")
+            self.accepted("move")  # the resync has told the same; another move may be long in coming
 
     async def _tend(self) -> None:
         if self._resyncs_due:

@@ -69,6 +69,19 @@ async def test_whoever_was_left_out_of_the_sums_has_them_corrected(
     await until(lambda: fleet.exact(server))
 
 
+async def test_after_a_refused_move_counts_are_shared_again_without_another_move(
+    fleet: Fleet, own_server: RedisServer
+) -> None:
+    store = await fleet.add(own_server.config)
+    here, there = endpoints(2)
+    name = await fleet.acquire(store, equal(here))
+    own_server.client.config_set("maxmemory", "1mb")
+    assert await store.move(name, there)
+    assert not store.stats.shared
+    own_server.client.config_set("maxmemory", "0")
+    await until(lambda: store.stats.shared and counts_in(own_server.client, "c") == {there.name: 1})
+
+
 async def test_every_balancer_hears_the_others_within_a_beat(fleet: Fleet, server: RedisServer) -> None:
     busy, idle = [await fleet.add(server.config) for _ in range(2)]
     for _ in range(6):
