@@ -101,6 +101,12 @@ async def reset_mid_stream(reader: asyncio.StreamReader, writer: asyncio.StreamW
     writer.transport.abort()
 
 
+async def bad_chunk_mid_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One event, and then a chunk whose size is none."""
+    writer.write(SSE_HEAD + chunk() + b"what\r\n")
+    await reader.read()
+
+
 async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Not HTTP."""
     writer.write(b"\x00\x01 what is this\r\n\r\n")

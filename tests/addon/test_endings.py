@@ -1,7 +1,7 @@
 """Exactly one finish for each route, on every ending that mitmproxy knows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mitmproxy import http
 from lb_core.types import Outcome, Placement
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
+from tests.addon.failover_rig import rst
 from tests.addon.proxy import Proxy, until
 
 BODY = b'{"model":"m","stream":true,"messages":[]}'
@@ -19,6 +20,10 @@ CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.test\r\ncontent-length:
     len(BODY),
     BODY,
 )
+
+type Leave = Callable[[asyncio.StreamWriter], None]
+
+LEAVE: list[Leave] = [asyncio.StreamWriter.close, rst]
 
 
 class Rig:
@@ -101,23 +106,25 @@ async def test_the_client_leaves_while_it_waits_for_headers(tmp_path: Path) -> N
         await its.settled("client_left")
 
 
-async def test_the_client_leaves_in_mid_stream(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", LEAVE, ids=["FIN", "RST"])
+async def test_the_client_leaves_in_mid_stream(tmp_path: Path, leave: Leave) -> None:
     async with rig(tmp_path, engines.hang_mid_stream) as its:
         reader, writer = await its.connect()
         writer.write(CHAT)
         await reader.readuntil(b"\n\n")
-        writer.close()
+        leave(writer)
         await until(lambda: its.engine.open == 0, "the engine sees that the client left")
         await its.settled("client_left")
 
 
-async def test_the_client_leaves_before_its_request_is_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", LEAVE, ids=["FIN", "RST"])
+async def test_the_client_leaves_before_its_request_is_complete(tmp_path: Path, leave: Leave) -> None:
     async with rig(tmp_path, engines.answer) as its:
         _, writer = await its.connect()
         writer.write(CHAT[:-5])
         await writer.drain()
         await asyncio.sleep(0.1)
-        writer.close()
+        leave(writer)
         await its.settled()
         assert its.engine.heads == []
 
@@ -147,6 +154,7 @@ async def test_the_endpoint_refuses_the_connection(tmp_path: Path) -> None:
         (engines.garbage, "invalid"),
         (engines.close_mid_stream, "cut"),
         (engines.reset_mid_stream, "cut"),
+        (engines.bad_chunk_mid_stream, "cut"),
     ],
 )
 async def test_the_endpoint_fails(tmp_path: Path, script: engines.Script, error: str) -> None:
@@ -249,6 +257,7 @@ async def test_a_bug_in_the_request_hook_answers_500_and_sends_nothing_on(tmp_pa
         assert b"ai_lb_internal" in answer
         anthropic = CHAT.replace(b"/v1/chat/completions", b"/v1/messages")
         assert b'"type":"error"' in await its.ask(anthropic)
+        assert runtime.stats.registry.get_sample_value("ai_lb_hook_errors_total") == 2
         assert its.engine.heads == []
         await its.settled()
 
@@ -273,7 +282,8 @@ async def test_a_bug_in_any_other_hook_leaks_nothing(
         await its.settled("abandoned" if method == "direct" else "complete")
 
 
-async def test_a_websocket_is_counted_until_it_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", LEAVE, ids=["FIN", "RST"])
+async def test_a_websocket_is_counted_until_it_ends(tmp_path: Path, leave: Leave) -> None:
     async def upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
@@ -290,7 +300,7 @@ async def test_a_websocket_is_counted_until_it_ends(tmp_path: Path) -> None:
         writer.write(raw)
         assert b"101" in await reader.readuntil(b"\r\n\r\n")
         assert its.proxy.in_flight() == 1
-        writer.close()
+        leave(writer)
         await its.settled("complete")
 
 
