@@ -64,6 +64,11 @@ class Load:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def running(self) -> int:
+        """How many have begun and not ended."""
+        return len(self._tasks)
+
     def rest(self) -> None:
         """Begin no more; what runs goes on."""
         if self._arrivals is not None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.system.balancer import Balancer, Engines
+from tests.system.clients import PATIENT
 from tests.system.load import Load, eventually
 
 
@@ -114,7 +115,10 @@ async def test_10000_mutated_files_under_load_crash_nothing(tmp_path: Path) -> N
 
 async def test_sigterm_with_100_streams_cuts_none(tmp_path: Path) -> None:
     slow = ("--tpot", "0.2", "--ttft", "0.05", "--max-num-seqs", "200")
-    with Engines(2, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1", "sim-2"])) as balancer:
+    with (
+        Engines(2, *slow) as engines,
+        Balancer(tmp_path, config(engines, ["sim-1", "sim-2"], **PATIENT)) as balancer,
+    ):
         async with Load([balancer], per_s=200, tokens=20) as load:
             await eventually(
                 lambda: sum(engine["open"] for engine in engines.truth().values()) >= 100,
@@ -122,7 +126,7 @@ async def test_sigterm_with_100_streams_cuts_none(tmp_path: Path) -> None:
                 what="100 streams run",
             )
             load.rest()
-            await asyncio.sleep(0.2)
+            await eventually(lambda: balancer.in_flight() == load.running, within_s=5, what="all are placed")
             assert balancer.process is not None
             balancer.process.send_signal(signal.SIGTERM)
             await load.drain(within_s=30)
@@ -134,10 +138,11 @@ async def test_sigterm_with_100_streams_cuts_none(tmp_path: Path) -> None:
 
 async def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:
     slow = ("--tpot", "0.2", "--ttft", "0.05")
-    with Engines(1, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1"])) as balancer:
+    with Engines(1, *slow) as engines, Balancer(tmp_path, config(engines, ["sim-1"], **PATIENT)) as balancer:
         async with Load([balancer], per_s=50, tokens=200) as load:
             await eventually(lambda: engines.truth()["sim-1"]["open"] > 3, within_s=10, what="streams run")
             load.rest()
+            await eventually(lambda: balancer.in_flight() == load.running, within_s=5, what="all are placed")
             assert balancer.process is not None
             balancer.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(1)
@@ -198,3 +203,52 @@ async def test_a_dns_name_is_its_addresses(tmp_path: Path) -> None:
             answer = client.get(balancer.url + "/v1/models")
             assert answer.status_code == 200
             assert re.fullmatch(r"engine-[0-9a-f]{6}", answer.headers["x-ai-lb-endpoint"])
+
+
+async def test_an_endpoint_that_is_taken_out_and_put_back_at_once_is_counted_right(tmp_path: Path) -> None:
+    slow = ("--tpot", "0.1", "--ttft", "0.05", "--max-num-seqs", "200")
+    with (
+        Engines(2, *slow) as engines,
+        Balancer(tmp_path, config(engines, ["sim-1", "sim-2"], **PATIENT)) as balancer,
+    ):
+
+        def reloads() -> int:
+            return balancer.log().count("the configuration was reloaded")
+
+        async with Load([balancer], per_s=20, tokens=25) as load:
+            await eventually(lambda: balancer.in_flight() > 10, within_s=10, what="streams run")
+            lowest = 0
+            for number in range(2):
+                rewrite(balancer, config(engines, ["sim-2", "sim-1"][: 1 + number], **PATIENT))
+                for _ in range(100):
+                    counts = [engine["open"] for engine in engines.truth().values()]
+                    lowest = min(lowest, balancer.in_flight(), *counts)
+                    if reloads() > number:
+                        break
+                    await asyncio.sleep(0.05)
+                assert reloads() == number + 1
+            await load.drain(within_s=30)
+        assert lowest == 0
+        assert set(load.results) == {"ok"}, load.results
+        await eventually(lambda: balancer.in_flight() == 0, within_s=3, what="nothing is in flight")
+        assert "Traceback" not in balancer.log()
+
+
+async def test_without_any_endpoint_left_the_balancer_lives_and_serves_when_one_comes(tmp_path: Path) -> None:
+    with Engines(1) as engines, Balancer(tmp_path, config(engines, ["sim-1"])) as balancer:
+        async with httpx.AsyncClient(base_url=balancer.url, timeout=20) as client:
+
+            async def status(wanted: int) -> httpx.Response:
+                async with asyncio.timeout(10):
+                    while (answer := await client.get("/v1/models")).status_code != wanted:
+                        await asyncio.sleep(0.05)
+                return answer
+
+            await status(200)
+            rewrite(balancer, config(engines, []))
+            answer = await status(503)
+            assert answer.json()["error"]["code"] == "no_endpoint"
+            assert {(await client.get("/v1/models")).status_code for _ in range(20)} == {503}
+            rewrite(balancer, config(engines, ["sim-1"]))
+            await status(200)
+            assert {(await client.get("/v1/models")).status_code for _ in range(20)} == {200}
