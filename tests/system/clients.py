@@ -13,6 +13,8 @@ from tests.system.balancer import Balancer, wait_until
 PATH = b"/v1/chat/completions"
 QUICK = ("--ttft", "0.03", "--tpot", "0.005", "--max-num-seqs", "200")
 """Arguments of engines that answer in less than a tenth of a second."""
+PATIENT: dict[str, Any] = {"retry": {"connect_timeout_s": 10}}
+"""For tests of something else: on a busy machine connecting may take more than the default of a second."""
 
 
 def request(*, stream: bool = True, tokens: int = 10, path: bytes = PATH) -> bytes:

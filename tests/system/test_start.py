@@ -110,9 +110,12 @@ def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
-    web = ("--no-web-open-browser", "--set", f"web_port={free_port()}") if program == "mitmweb" else ()
+    web_port = free_port()
+    web = ("--no-web-open-browser", "--set", f"web_port={web_port}") if program == "mitmweb" else ()
     with Balancer(tmp_path, CLUSTER, *web, program=program) as balancer:
         assert requests.get(balancer.url, timeout=10).status_code == 503
+        if web:  # it shows prompts and keys
+            assert requests.get(f"http://127.0.0.1:{web_port}/flows", timeout=10).status_code == 403
         wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
         assert balancer.stop() == 0
         assert "Traceback" not in balancer.log()
