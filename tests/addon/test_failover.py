@@ -796,6 +796,32 @@ async def _queued(reader: Reader, writer: Writer) -> None:
     await reader.read()
 
 
+async def http2_request(its: Proxied) -> tuple[Writer, H2Connection]:
+    """A request on a connection that stays when the request has ended."""
+    _, writer = await asyncio.open_connection("127.0.0.1", its.port, ssl=http2_only())
+    client = H2Connection()
+    client.initiate_connection()
+    head = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "x"}
+    client.send_headers(1, list(head.items()), end_stream=True)
+    writer.write(client.data_to_send())
+    return writer, client
+
+
+async def test_a_flow_killed_while_the_addon_is_asked_is_forgotten_though_its_client_stays(
+    tmp_path: Path,
+) -> None:
+    async with ScriptedEngine(reset) as a:
+        asked = Asked([a.port, a.port])
+        asked.answers_after_s = 0.2
+        async with Proxied(tmp_path, asked=asked) as its:
+            writer, _ = await http2_request(its)
+            await until(lambda: asked.questions, "the addon is asked")
+            asked.flows[0].kill()
+            await until(lambda: its.http_layer().streams == {}, "the flow is forgotten", within_s=2)
+            writer.close()
+            await its.settled("error")
+
+
 @pytest.mark.parametrize("script", [_queued, slow_503])
 async def test_an_http2_stream_reset_while_it_is_held_closes_its_connection(
     tmp_path: Path, script: Script
@@ -804,12 +830,7 @@ async def test_an_http2_stream_reset_while_it_is_held_closes_its_connection(
     asked.answers_after_s = 0.3
     async with ScriptedEngine(script) as a, Proxied(tmp_path, asked=asked) as its:
         asked.ports = [a.port, a.port]
-        _, writer = await asyncio.open_connection("127.0.0.1", its.port, ssl=http2_only())
-        client = H2Connection()
-        client.initiate_connection()
-        head = {":method": "GET", ":path": "/", ":scheme": "https", ":authority": "x"}
-        client.send_headers(1, list(head.items()), end_stream=True)
-        writer.write(client.data_to_send())
+        writer, client = await http2_request(its)
         await until(lambda: a.heads if script is _queued else asked.questions, "the flow is held")
         await asyncio.sleep(0.05)
         client.reset_stream(1)

@@ -53,6 +53,10 @@ class Site:
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
+    @property
+    def open(self) -> int:
+        return len(self._writers)
+
     async def __aenter__(self) -> "Site":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]

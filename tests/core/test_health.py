@@ -249,6 +249,16 @@ def test_an_attempt_ends_once() -> None:
     assert not rig.changes
 
 
+def test_content_after_the_end_says_nothing() -> None:
+    rig = ejected()
+    rig.wait(10)
+    probe = rig.start("e0")
+    probe.ended(IGNORED)
+    probe.content()
+    rig.report("e0", SUCCESS)
+    assert rig.health.states()["e0"] is State.HALF_OPEN
+
+
 def test_the_only_endpoint_is_never_ejected() -> None:
     rig = Rig(1)
     for verdict in (FAILURE, REFUSED):
@@ -470,6 +480,8 @@ def test_below_half_in_health_ejections_are_ignored_save_of_those_that_refuse() 
     assert rig.available() == ["e0", "e1", "e3"]
     assert rig.eligible().panic
     assert rig.said(None) == [("panic", "share_of_healthy")]
+    rig.wait(5)
+    assert rig.available() == ["e0", "e1", "e3"], "not until its time is over"
 
 
 def test_in_panic_one_that_refused_within_two_seconds_is_left_out_while_there_is_another() -> None:

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mitmproxy import certs
@@ -81,8 +82,16 @@ async def test_it_asks_for_the_path_under_the_endpoints_name() -> None:
     assert heard[0].startswith(b"GET /ready?deep=1 HTTP/1.1\r\nHost: 127.0.0.1:")
 
 
-async def test_the_connection_is_closed_after_the_check() -> None:
+async def test_the_connection_is_closed_after_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = asyncio.Event()
+    kept: list[object] = []
+    connect = asyncio.open_connection
+
+    async def keeping(*args: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        kept.append(found := await connect(*args, **options))  # or the garbage collector would close it
+        return found
+
+    monkeypatch.setattr(asyncio, "open_connection", keeping)
 
     async def waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")

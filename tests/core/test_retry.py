@@ -212,3 +212,8 @@ def test_the_end_has_a_status_of_its_own(cause: Cause, status: int) -> None:
     reply = error_reply(error_of(Failure(cause)), "chat")
     assert reply.status == status
     assert ("retry-after" in reply.headers) == (status == 503)
+
+
+def test_an_error_event_of_a_full_queue_is_told_as_busy() -> None:
+    for status, code in ((503, "endpoint_busy"), (429, "endpoint_busy"), (500, "endpoint_failed")):
+        assert error_of(Failure(Cause.ERROR_EVENT, status=status)).code == code

@@ -196,6 +196,43 @@ async def test_targets_can_be_changed_while_it_runs(desk: Desk) -> None:
         assert all(scrape.metrics for scrape in desk.scrapes), "a visit that is not wanted is not told"
 
 
+async def test_a_page_that_left_is_left(desk: Desk) -> None:
+    async with Site(says(response(PAGE))) as site:
+        desk.scraper.set_targets([site.target("a")])
+        await desk.until(lambda: bool(desk.of("a")))
+        assert site.open == 1
+        desk.scraper.set_targets([])
+        await desk.until(lambda: site.open == 0, 2)
+        count = len(site.asked)
+        await asyncio.sleep(0.3)
+        assert len(site.asked) == count
+
+
+async def test_a_page_that_moved_is_left(desk: Desk) -> None:
+    async with Site(says(response(PAGE))) as before, Site(says(response(PAGE))) as after:
+        desk.scraper.set_targets([before.target("a")])
+        await desk.until(lambda: bool(before.asked))
+        desk.scraper.set_targets([after.target("a")])
+        await desk.until(lambda: bool(after.asked) and before.open == 0, 2)
+        count = len(before.asked)
+        await asyncio.sleep(0.3)
+        assert len(before.asked) == count
+
+
+async def test_the_connection_to_a_page_that_failed_is_closed(desk: Desk) -> None:
+    async with Site(says(response(b"<html>Log in</html>"))) as site:
+        desk.scraper.set_targets([site.target("a", interval_s=2)])
+        await desk.until(lambda: bool(desk.of("a")), 30)
+        await desk.until(lambda: site.open == 0, 2)
+
+
+async def test_its_thread_has_ended_when_it_is_stopped() -> None:
+    desk = Desk()
+    desk.scraper.start(asyncio.get_running_loop())
+    desk.scraper.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "scraper"]
+
+
 async def test_it_stops_at_once_while_pages_hang() -> None:
     desk = Desk()
     async with Site(hangs) as site:

@@ -68,8 +68,8 @@ async def test_the_same_id_twice_at_once_holds_one_slot(store: Store) -> None:
     assert one.endpoint == other.endpoint
     assert store.release("1")
     assert not store.release("1")
-    lease = await store.acquire("2", prefer((A,), limit=1), 0.0)
-    assert lease.in_flight == 1
+    for name, member in (("2", A), ("3", B)):
+        assert (await store.acquire(name, prefer((member,), limit=1), 0.0)).in_flight == 1
 
 
 async def test_a_slot_is_given_back_once(store: Store) -> None:
@@ -169,4 +169,5 @@ async def test_closing_gives_everything_back(store: Store) -> None:
         await store.acquire(str(number), prefer((A, B)), 0.0)
     await store.close()
     assert dict(store.in_flight) == {}
+    assert not store.release("0")
     assert (await store.acquire("again", prefer((A,)), 0.0)).in_flight == 1

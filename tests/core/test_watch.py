@@ -375,6 +375,17 @@ def assert_released(release: threading.Event) -> None:
     assert release.wait(10)
 
 
+async def test_a_stopped_watch_reads_no_more(rig: Rig) -> None:
+    async with asyncio.timeout(5):
+        async with rig.watching():
+            rig.rename_over("2 end")
+            await until(lambda: rig.good == ["2 end"])
+    loads = rig.loads
+    rig.rename_over("3 end")
+    await some_looks()
+    assert rig.loads == loads
+
+
 async def test_it_is_live_within_two_seconds_at_the_usual_pace(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("1")

@@ -37,6 +37,14 @@ def test_a_failure_is_slow_too() -> None:
     assert [made.failed(), made.answered(0.3), made.answered(0.3)] == [False, False, True]
 
 
+def test_what_was_before_the_pause_does_not_count_after_it() -> None:
+    made, _ = breaker()
+    assert [made.failed(), made.answered(0.3)] == [False, False]
+    assert not made.failed()
+    made.closed()
+    assert [made.failed(), made.answered(0.3)] == [False, False]
+
+
 def test_the_pause_doubles_for_a_slow_server_only() -> None:
     made, _ = breaker()
     assert [made.pause_s(slow=True) for _ in range(6)] == [0.5, 1, 2, 4, 5, 5]

@@ -41,6 +41,18 @@ async def test_a_claim_runs_out_when_its_owner_dies(links: Links, server: RedisS
     assert await other.claim("e0", 60)
 
 
+async def test_a_client_that_leaves_during_the_claim_leaves_nothing(
+    links: Links, server: RedisServer
+) -> None:
+    one, other = await gates(links, server, 2)
+    claiming = asyncio.create_task(one.claim("e0", 60))
+    await asyncio.sleep(0)  # the claim is written and not answered
+    claiming.cancel()
+    await asyncio.gather(claiming, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert await other.claim("e0", 60)
+
+
 async def test_without_the_server_everybody_probes(links: Links, own_server: RedisServer) -> None:
     one, other = await gates(links, own_server, 2)
     own_server.kill()

@@ -140,6 +140,7 @@ async def test_without_a_server_nothing_is_known_and_nobody_waits(
     for _ in range(3):
         assert await index.match(made(1)) == ()
         await put(index, made(2), "a")
+        assert not index._waiting
     index.forget("a")
     await index.close()
     assert await RedisPrefixIndex(link, "c").secret() is None
@@ -182,6 +183,7 @@ async def test_error_replies_are_one_line_in_the_log_each_way_and_no_exception(
     for _ in range(3):
         await put(index, made(1, 2, 3), "a")
         assert await index.match(made(1)) == ()
+        assert not index._waiting
     own_server.client.config_set("maxmemory", "0")
     for _ in range(3):
         await put(index, made(1, 2, 3), "a")
@@ -190,6 +192,12 @@ async def test_error_replies_are_one_line_in_the_log_each_way_and_no_exception(
         "Redis answers OOM: prefixes of cluster c are not recorded.",
         "Prefixes of cluster c are recorded again.",
     ]
+
+
+async def test_a_closed_index_has_written_its_notes(index: RedisPrefixIndex, server: RedisServer) -> None:
+    index.record(made(1, 2, 3), "a")
+    await index.close()
+    assert server.client.dbsize() == 3
 
 
 async def test_a_backlog_is_bounded(index: RedisPrefixIndex, server: RedisServer) -> None:

@@ -1,0 +1,111 @@
+"""Timers and sockets of connections: what is over leaves nothing behind."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mitmproxy import ctx
+from mitmproxy.connection import Client, Server
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from addons import failover_leaks
+from addons.failover_timers import ConnectTimeouts, FirstByteTimeout, StreamWatch
+
+
+class Writer:
+    """A socket."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Task:
+    """The task of a connection."""
+
+    def __init__(self, *, done: bool = True) -> None:
+        self._done = done
+
+    def done(self) -> bool:
+        return self._done
+
+
+@pytest.fixture
+def handler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What mitmproxy keeps of the one client."""
+    made = SimpleNamespace(transports={})
+    proxyserver = SimpleNamespace(connections={"client": made})
+    addons = SimpleNamespace(get=lambda name: proxyserver)
+    monkeypatch.setattr(ctx, "master", SimpleNamespace(addons=addons), raising=False)
+    return made
+
+
+def connection(*, tls: bool = False) -> ServerConnectionHookData:
+    client = Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), id="client")
+    server = Server(address=("127.0.0.1", 3))
+    server.tls = tls
+    return ServerConnectionHookData(server=server, client=client)
+
+
+@pytest.mark.parametrize("how", ["server_connected", "server_connect_error", "server_disconnected"])
+async def test_no_timer_is_left_of_a_connection(handler: Any, how: str) -> None:
+    timeouts = ConnectTimeouts(lambda address: 60)
+    data = connection(tls=how == "server_disconnected")
+    timeouts.server_connect(data)
+    (timer,) = timeouts._timers.values()
+    if how == "server_disconnected":
+        timeouts.server_connected(data)
+        (timer,) = timeouts._timers.values()  # that of TLS
+    getattr(timeouts, how)(data)
+    assert not timeouts._timers
+    assert timer.cancelled()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_timer_that_has_fired_is_forgotten(
+    handler: Any, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("addons.failover_timers.TLS_TIMEOUT_S", 0)
+    timeouts = ConnectTimeouts(lambda address: 0)
+    data = connection(tls=tls)
+    (timeouts.server_connected if tls else timeouts.server_connect)(data)
+    assert timeouts._timers
+    await asyncio.sleep(0.01)
+    assert not timeouts._timers
+
+
+async def test_a_stopped_time_out_does_nothing() -> None:
+    looks = 0
+
+    def progress() -> None:
+        nonlocal looks
+        looks += 1
+
+    flow: Any = SimpleNamespace(live=True)
+    idle = StreamWatch(flow, progress, idle_s=0)
+    first: Any = SimpleNamespace(live=False)
+    timers = (idle, FirstByteTimeout(first, 0))
+    for timer in timers:
+        timer.stop()
+    await asyncio.sleep(0.01)
+    assert not looks
+    assert not any(timer.fired for timer in timers)
+
+
+async def test_a_socket_that_was_connected_as_its_client_left_is_closed(
+    handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover_leaks, "_LATER_S", 0)
+    left, at_work = Writer(), Writer()
+    handler.transports = {
+        "left": SimpleNamespace(writer=left, handler=Task()),
+        "at work": SimpleNamespace(writer=at_work, handler=Task(done=False)),
+        "not connected": SimpleNamespace(writer=None, handler=None),
+    }
+    failover_leaks.client_disconnected(connection().client)
+    await asyncio.sleep(0.01)
+    assert left.closed
+    assert not at_work.closed

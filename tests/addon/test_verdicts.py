@@ -1,0 +1,229 @@
+"""What the balancer is told of each attempt: what it means for the endpoint, and what is tried again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mitmproxy import http
+
+from lb_core.types import Outcome, Placement
+from tests.addon import engine as engines
+from tests.addon.engine import SSE_END, SSE_HEAD, Script, ScriptedEngine, chunk
+from tests.addon.failover_rig import rst
+from tests.addon.proxy import Proxy, free_port, until
+
+type Reader = asyncio.StreamReader
+type Writer = asyncio.StreamWriter
+
+BODY = {"model": "m", "stream": True, "messages": []}
+ERROR_EVENT = b'data: {"error":{"message":"busy","type":"Service Unavailable","code":503}}\n\n'
+
+
+def raw(data: bytes) -> Script:
+    async def script(reader: Reader, writer: Writer) -> None:
+        writer.write(data)
+
+    return script
+
+
+async def reset(reader: Reader, writer: Writer) -> None:
+    rst(writer)
+
+
+busy = raw(b"HTTP/1.1 503 X\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n")
+full = raw(SSE_HEAD + chunk(ERROR_EVENT) + b"0\r\n\r\n")
+
+
+class Rig:
+    """A proxy whose balancer writes down what it is told."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.failed: list[Outcome] = []
+        self.ended: list[Outcome] = []
+        self.told: list[str] = []
+        runtime = proxy.addon._runtime
+        assert runtime is not None
+        self.runtime = runtime
+        balancer = runtime.balancer
+        retry, finish = balancer.retry, balancer.finish
+        connected, content = balancer.connected, balancer.content
+
+        async def spied_retry(placement: Placement, outcome: Outcome) -> Placement | None:
+            self.failed.append(outcome)
+            return await retry(placement, outcome)
+
+        def spied_finish(placement: Placement, outcome: Outcome) -> None:
+            self.ended.append(outcome)
+            finish(placement, outcome)
+
+        def spied_connected(placement: Placement) -> None:
+            self.told.append("connected")
+            connected(placement)
+
+        def spied_content(placement: Placement) -> None:
+            self.told.append("content")
+            content(placement)
+
+        balancer.retry = spied_retry  # type: ignore[method-assign]
+        balancer.finish = spied_finish  # type: ignore[method-assign]
+        balancer.connected = spied_connected  # type: ignore[method-assign]
+        balancer.content = spied_content  # type: ignore[method-assign]
+
+    async def ask(self) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=10) as client:
+            answer = await client.post(self.proxy.url + "/v1/chat/completions", json=BODY)
+        await until(lambda: self.ended and self.proxy.is_clean(), "it has ended")
+        return answer
+
+
+@asynccontextmanager
+async def rig(folder: Path, *scripts: Script | int, **more: Any) -> AsyncIterator[Rig]:
+    """Engines that are asked in this order, a port for one that refuses."""
+    async with AsyncExitStack() as stack:
+        ports = [
+            script
+            if isinstance(script, int)
+            else (await stack.enter_async_context(ScriptedEngine(script))).port
+            for script in scripts
+        ]
+        urls = [
+            {"name": f"e{number}", "url": f"http://127.0.0.1:{port}"} for number, port in enumerate(ports)
+        ]
+        config = {"clusters": {"c": {"endpoints": urls, "balance": "round_robin"}}, **more}
+        yield Rig(await stack.enter_async_context(Proxy(folder, config)))
+
+
+async def test_a_refused_connection_is_told_as_such(tmp_path: Path) -> None:
+    async with rig(tmp_path, free_port(), engines.answer) as its:
+        assert (await its.ask()).status_code == 200
+        assert [outcome.connected for outcome in its.failed] == [False]
+
+
+async def test_an_error_event_is_told_with_its_code(tmp_path: Path) -> None:
+    async with rig(tmp_path, full, engines.stream) as its:
+        assert (await its.ask()).status_code == 200
+        assert [(outcome.status, outcome.error_code) for outcome in its.failed] == [(200, 503)]
+
+
+async def test_a_busy_endpoint_is_told_with_its_retry_after(tmp_path: Path) -> None:
+    async with rig(tmp_path, busy, busy) as its:
+        assert (await its.ask()).status_code == 503
+        assert [outcome.retry_after for outcome in (*its.failed, *its.ended)] == ["7", "7"]
+
+
+async def test_a_replayed_request_is_told_with_its_retry_after(tmp_path: Path) -> None:
+    """mitmproxy sends it through a layer of its own, in which nothing is held and nobody is asked."""
+
+    class Keeper:
+        def response(self, flow: http.HTTPFlow) -> None:
+            self.flow = flow
+
+    keeper = Keeper()
+    async with ScriptedEngine(busy) as engine:
+        config = {"clusters": {"c": {"endpoints": [engine.endpoint]}}}
+        async with Proxy(tmp_path, config, keeper) as proxy:
+            its = Rig(proxy)
+            await its.ask()
+            proxy.master.commands.call("replay.client", [keeper.flow.copy()])
+            await until(lambda: len(its.ended) == 2, "the replay has ended")
+            assert its.ended[1].retry_after == "7"
+
+
+async def test_a_first_byte_that_is_too_late_is_no_failure_of_the_endpoint(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.hang, engines.answer, timeouts={"ttft_timeout": 0.2}) as its:
+        assert (await its.ask()).status_code == 504
+        assert not its.failed
+        assert [outcome.ending.value for outcome in its.ended] == ["timed_out"]
+
+
+async def test_what_was_sent_is_sent_again_once(tmp_path: Path) -> None:
+    async with rig(tmp_path, reset, reset, engines.answer) as its:
+        assert (await its.ask()).status_code == 502
+        assert len(its.failed) == 1
+
+
+async def test_a_connection_and_the_first_content_are_told(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.stream) as its:
+        await its.ask()
+        assert its.told == ["connected", "content"]
+
+
+async def test_the_head_of_an_answer_that_is_no_stream_is_told(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.answer) as its:
+        await its.ask()
+        assert its.told == ["connected", "content"]
+
+
+async def test_each_request_adds_to_the_budget_of_retries(tmp_path: Path) -> None:
+    retry = {"budget_percent": 100, "budget_per_s": 0}
+    async with rig(tmp_path, reset, engines.answer, retry=retry) as its:
+        assert (await its.ask()).status_code == 200, "one request allows one retry"
+        assert len(its.failed) == 1
+
+
+async def test_a_stream_that_is_silent_is_cut_and_charged_to_the_endpoint(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.hang_mid_stream, timeouts={"stream_idle": 0.2}) as its:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await its.ask()
+        await until(lambda: its.ended, "it has ended")
+        assert [outcome.ending.value for outcome in its.ended] == ["upstream_failed"]
+
+
+async def test_a_first_byte_in_time_is_all_that_its_time_out_asks(tmp_path: Path) -> None:
+    async def slow(reader: Reader, writer: Writer) -> None:
+        writer.write(SSE_HEAD)
+        for _ in range(4):
+            writer.write(chunk())
+            await writer.drain()
+            await asyncio.sleep(0.15)
+        writer.write(SSE_END)
+
+    async with rig(tmp_path, slow, timeouts={"ttft_timeout": 0.3}) as its:
+        assert (await its.ask()).status_code == 200
+        assert [outcome.ending.value for outcome in its.ended] == ["complete"]
+
+
+async def test_no_timer_runs_after_the_end(tmp_path: Path) -> None:
+    timeouts = {"ttft_timeout": 60, "stream_idle": 60}
+    async with rig(tmp_path, engines.hang_mid_stream, timeouts=timeouts) as its:
+        reader, writer = await asyncio.open_connection("127.0.0.1", its.proxy.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        await reader.readuntil(b"\n\n")
+        (exchange,) = its.proxy.addon._exchanges.values()
+        assert exchange._watch is not None
+        assert not exchange._watch._timer.cancelled()
+        writer.close()
+        await until(lambda: its.ended, "it has ended")
+        assert exchange._watch._timer.cancelled()
+
+
+async def test_an_event_that_only_the_end_completes_is_read(tmp_path: Path) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    async with rig(tmp_path, raw(SSE_HEAD + chunk() + chunk(usage) + SSE_END)) as its:
+        await its.ask()
+        assert its.ended[0].usage.completion_tokens == 2
+
+
+async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.1)
+    async with ScriptedEngine(engines.hang_mid_stream) as engine:
+        config = {"clusters": {"c": {"endpoints": [engine.endpoint]}}}
+        async with Proxy(tmp_path, config) as proxy:
+            its = Rig(proxy)
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"\n\n")
+            engine._server.close()
+            async with httpx.AsyncClient(timeout=10) as client:
+                assert (await client.get(proxy.url)).status_code == 503
+            async with asyncio.timeout(5):
+                assert not (await reader.read()).endswith(SSE_END)
+            writer.close()
+            await until(lambda: len(its.ended) == 2, "both have ended")
