@@ -194,10 +194,17 @@ async def test_error_replies_are_one_line_in_the_log_each_way_and_no_exception(
     ]
 
 
-async def test_a_closed_index_has_written_its_notes(index: RedisPrefixIndex, server: RedisServer) -> None:
+async def test_a_closed_index_has_written_its_notes_once(link: Link, server: RedisServer) -> None:
+    index = RedisPrefixIndex(link, "c")
     index.record(made(1, 2, 3), "a")
-    await index.close()
+    assert index._writer is not None
+    try:
+        async with asyncio.timeout(2):
+            await index.close()
+    finally:
+        index._writer.cancel()
     assert server.client.dbsize() == 3
+    assert not index._waiting
 
 
 async def test_a_backlog_is_bounded(index: RedisPrefixIndex, server: RedisServer) -> None:
