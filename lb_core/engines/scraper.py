@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 _WORKERS = 12
 _WORKERS_FOR_FAILED = 4
 _JITTER = 0.1
+"""Visits are this part of the interval early or late, so that they do not fall in step."""
 _AWAY_SHARE = 1 / 10
 _LONGEST_PAUSE_S = 30.0
 """A page that nobody needs and that was not there for a while is next visited after this share of the while,
 at most after so long: an engine that starts again is noticed soon, an API without a page is left in peace."""
-"""Visits are this part of the interval early or late, so that they do not fall in step."""
 _TICK_S = 0.05
 """How late a visit that takes too long may be ended."""
 _CLOSE_S = 1.0
