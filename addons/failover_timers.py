@@ -21,6 +21,10 @@ CONNECT_TIMEOUT = "connect timeout"
 TLS_TIMEOUT_S = 2.0
 """Seconds for a TLS handshake."""
 
+_STEPS = 10
+"""A time-out on connecting is counted in so many steps, to each of which the event loop has to come: when
+this process has too much to do, the answers of good endpoints lie unread for longer than they took to come."""
+
 _AGAIN_S = 0.1
 """When to look again at what cannot be ended yet."""
 
@@ -62,7 +66,13 @@ class ConnectTimeouts:
         look: Callable[[ServerConnectionHookData], None],
         data: ServerConnectionHookData,
     ) -> None:
-        self._timers[data.server.id] = asyncio.get_running_loop().call_later(seconds, look, data)
+        step_s = seconds / _STEPS
+
+        def step(left: int) -> None:
+            then = (look, data) if left == 1 else (step, left - 1)
+            self._timers[data.server.id] = asyncio.get_running_loop().call_later(step_s, *then)
+
+        step(_STEPS)
 
     def _stop(self, server: Server) -> None:
         timer = self._timers.pop(server.id, None)

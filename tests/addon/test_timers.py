@@ -1,6 +1,7 @@
 """Timers and sockets of connections: what is over leaves nothing behind."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from mitmproxy.connection import Client, Server
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons import failover_leaks
-from addons.failover_timers import ConnectTimeouts, FirstByteTimeout, StreamWatch
+from addons.failover_timers import CONNECT_TIMEOUT, ConnectTimeouts, FirstByteTimeout, StreamWatch
 
 
 class Writer:
@@ -75,6 +76,23 @@ async def test_a_timer_that_has_fired_is_forgotten(
     assert timeouts._timers
     await asyncio.sleep(0.01)
     assert not timeouts._timers
+
+
+async def test_a_connection_is_not_given_up_because_this_process_was_late(handler: Any) -> None:
+    timeouts = ConnectTimeouts(lambda address: 0.2)
+    data = connection()
+    given_up: list[str] = []
+    data.server.timestamp_start = time.time()
+    handler.transports[data.server] = SimpleNamespace(
+        writer=None, handler=SimpleNamespace(cancel=given_up.append)
+    )
+    timeouts.server_connect(data)
+    await asyncio.sleep(0)
+    time.sleep(0.5)
+    await asyncio.sleep(0.1)
+    assert not given_up
+    await asyncio.sleep(0.2)
+    assert given_up == [CONNECT_TIMEOUT]
 
 
 async def test_a_stopped_time_out_does_nothing() -> None:
