@@ -24,6 +24,9 @@ METADATA = "ai_lb"
 
 _BUSY = frozenset({429, 503})
 
+_ENDINGS = {Cause.TIMED_OUT: Ending.TIMED_OUT, Cause.NO_SOCKET: Ending.ABANDONED}
+"""Of attempts that failed and whose endpoints are not to blame."""
+
 _NOT_CONNECTED = "connect failed"
 
 
@@ -80,7 +83,7 @@ class Exchange:
         """That attempt, for the health of its endpoint."""
         error_event = failure.cause is Cause.ERROR_EVENT
         return Outcome(
-            Ending.TIMED_OUT if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED,
+            _ENDINGS.get(failure.cause, Ending.UPSTREAM_FAILED),
             status=200 if error_event else failure.status,
             error=str(failure.cause),
             connected=failure.cause not in (Cause.CONNECT, Cause.CONNECT_TIMEOUT),

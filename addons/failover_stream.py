@@ -1,5 +1,6 @@
 """One request that asks the addons before it gives up; `addons.failover` tells what for."""
 
+import errno
 import time
 from collections import deque
 from math import inf
@@ -40,6 +41,8 @@ DRAIN_S = 0.25
 
 _CLOSED = "closed connection"
 """In mitmproxy's messages of a connection that ended before or within a response."""
+
+_OUR_OWN = tuple(f"[Errno {number}]" for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 _OF_A_RESPONSE = (
     ResponseHeaders,
@@ -93,8 +96,7 @@ class FailoverStream(ClientStream):
                 self._reused = (connection.timestamp_start or began) < began
                 return not (yield from self._stopped())
             self._parent.forget_failures()
-            cause = Cause.CONNECT_TIMEOUT if error == CONNECT_TIMEOUT else Cause.CONNECT
-            question = yield from self._ask(self._failure(cause))
+            question = yield from self._ask(self._failure(_cause_of(error)))
             if question is None:
                 return False
             if not question.again:
@@ -285,3 +287,10 @@ class FailoverStream(ClientStream):
             yield SendHttp(ResponseData(self.stream_id, content), client)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+
+
+def _cause_of(error: str) -> Cause:
+    """Why a connection was not opened, by mitmproxy's words, which are those of Python's OSError."""
+    if error == CONNECT_TIMEOUT:
+        return Cause.CONNECT_TIMEOUT
+    return Cause.NO_SOCKET if error.startswith(_OUR_OWN) else Cause.CONNECT

@@ -23,7 +23,7 @@ TLS_TIMEOUT_S = 2.0
 
 _STEPS = 10
 """A time-out on connecting is counted in so many steps, to each of which the event loop has to come: when
-this process has too much to do, the answers of good endpoints lie unread for longer than they took to come."""
+this process has too much to do, the answers of good endpoints lie unread for longer than they took."""
 
 _AGAIN_S = 0.1
 """When to look again at what cannot be ended yet."""

@@ -30,6 +30,8 @@ class Cause(enum.StrEnum):
     CONNECT = "connect"
     """No connection: refused, unreachable, no address for the name, no TLS."""
     CONNECT_TIMEOUT = "connect_timeout"
+    NO_SOCKET = "no_socket"
+    """This process has no file or memory left for a connection; no endpoint is to blame or could help."""
     CLOSED = "closed"
     """Connected and sent, then closed or reset before the response."""
     INVALID = "invalid"
@@ -162,7 +164,7 @@ class Retries:
             return Verdict.DISABLED
         if cause in _UNSENT:
             return Verdict.RETRY if self._connects < config.connect_attempts else Verdict.ATTEMPTS_SPENT
-        if not _retryable(failure, config):
+        if cause is Cause.NO_SOCKET or not _retryable(failure, config):
             return Verdict.NOT_RETRYABLE
         not_taken = failure.status in NOT_TAKEN
         if self._repeat is Repeat.NEVER or (self._repeat is Repeat.UNLESS_TAKEN and not not_taken):
@@ -191,7 +193,7 @@ def _retryable(failure: Failure, config: RetryConfig) -> bool:
 
 def error_of(failure: Failure) -> RouteError:
     """What the client is told when a failure is the end and there is no response to pass on."""
-    if failure.cause in _UNSENT:
+    if failure.cause in _UNSENT or failure.cause is Cause.NO_SOCKET:
         return EndpointUnreachable("No endpoint could be reached.")
     if failure.cause is Cause.TIMED_OUT:
         return EndpointTimedOut("The endpoint did not answer in time.")

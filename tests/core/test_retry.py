@@ -203,6 +203,7 @@ def test_the_budget_counts_as_a_list_of_all_times_would(steps: list[tuple[float,
     [
         (Cause.CONNECT, 503),
         (Cause.CONNECT_TIMEOUT, 503),
+        (Cause.NO_SOCKET, 503),
         (Cause.CLOSED, 502),
         (Cause.INVALID, 502),
         (Cause.TIMED_OUT, 504),

@@ -13,7 +13,17 @@ import pytest
 
 from tests.addon.engine import SSE_EVENT, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.system.balancer import Balancer, Engines
-from tests.system.clients import PATH, PATIENT, QUICK, and_nothing_is_left, ask, request, served, settings
+from tests.system.clients import (
+    PATH,
+    PATIENT,
+    QUICK,
+    and_nothing_is_left,
+    ask,
+    ejections,
+    request,
+    served,
+    settings,
+)
 from tests.system.load import Load, eventually, stream_request
 
 MB = 1 << 20
@@ -68,6 +78,7 @@ async def test_after_file_descriptors_ran_out_every_request_is_served_within_5_s
                 await asyncio.sleep(0.05)
         await median_s(balancer)
         assert balancer.log().count("\n") == 1
+        assert ejections(balancer) == 0, "no endpoint is to blame"
         and_nothing_is_left(balancer)
 
 
