@@ -35,6 +35,7 @@ async def test_a_client_that_leaves_while_redis_is_asked_leaves_nothing_and_reac
         engine = await stack.enter_async_context(await asyncio.start_server(visited, "127.0.0.1", 0))
         url = f"http://127.0.0.1:{engine.sockets[0].getsockname()[1]}"
         config = settings([{"name": "e", "url": url}])
+        config["clusters"]["engines"]["metrics"] = False  # no visits but those of clients
         config["lb_config"] = {"serviceFQDN": "127.0.0.1", "servicePort": way.port}
         balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
         way.latency_s = 0.1  # less than after which a server counts as slow

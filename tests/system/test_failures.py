@@ -566,7 +566,7 @@ async def test_a_client_that_leaves_at_any_stage_is_forgotten_and_the_engines_se
                 {"name": f"{stage}-2", "url": f"http://127.0.0.1:{pair[1].port}"},
             ]
             health = {"max_ejected": 0, "max_ghost_s": 0}
-            clusters[stage] = {"endpoints": endpoints, "health": health}
+            clusters[stage] = {"endpoints": endpoints, "health": health, "metrics": False}
         routes = [{"name": each, "match": {"paths": [f"/{each}/*"]}, "cluster": each} for each in STAGES]
         config = settings([]) | {"clusters": clusters, "routes": routes}
         balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
