@@ -10,12 +10,18 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["lb_core.request", "lb_core.skim", "lb_core.sse"]):
+READERS = ["lb_core.bodies", "lb_core.error_words", "lb_core.request", "lb_core.skim", "lb_core.sse"]
+
+with atheris.instrument_imports(include=READERS):
     from lb_core.request import parse
     from lb_core.sse import SseMeter, usage_of_json
 
 CORPUS = Path(__file__).parent / "corpus"
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages")
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"),
+    *("/v1/rerank", "/v1/audio/transcriptions"),
+)
+FORM = "multipart/form-data; boundary=b"
 ENCODINGS = ("", "", "", "gzip", "deflate", "br", "zstd")
 
 _loop = asyncio.new_event_loop()
@@ -25,8 +31,12 @@ def one(data: bytes) -> None:
     """Any bytes, as a body of any API and as a stream: nothing raises, nothing is changed."""
     before = bytes(data)
     choice = data[0] if data else 0
-    headers = {"content-encoding": ENCODINGS[choice % len(ENCODINGS)]}
-    request = _loop.run_until_complete(parse(PATHS[choice % len(PATHS)], headers, data))
+    path = PATHS[choice % len(PATHS)]
+    headers = {
+        "content-type": FORM if path == PATHS[-1] else "application/json",
+        "content-encoding": ENCODINGS[choice // 16 % len(ENCODINGS)],
+    }
+    request = _loop.run_until_complete(parse(path, headers, data))
     if request is not None:
         repr(request)
         request.segments()
