@@ -18,8 +18,8 @@ from lb_core.health.selection import Eligibility, Views, slow_start_loads
 from lb_core.health.verdict import Kind, Verdict
 from lb_core.types import Endpoint
 
-_PROBED = 1 / 25
-"""Of `silent_s`: how long a probe of an engine that hung must have waited to tell that it still does."""
+_PATIENCE = 1 / 25
+"""Of `silent_s`: how long a client that leaves must have waited for it to tell something of the engine."""
 _SMOOTHING = 0.1
 """Of the mean duration: about the last twenty requests."""
 
@@ -167,9 +167,10 @@ class Health(Reports):
         silent_s, outlier = self.config.silent_s, member.outlier
         if silent_s is None or attempt.answered or attempt.work is Work.OTHER:
             return
+        if verdict.kind is not Kind.TIMED_OUT and now - attempt.started < _PATIENCE * silent_s:
+            return  # who leaves at once tells nothing
         member.silence.given_up(now, attempt.started, silent_s)
-        hangs = verdict.kind is Kind.TIMED_OUT or now - attempt.started >= _PROBED * silent_s
-        if hangs and member.probe is attempt and outlier.reason == SILENT:
+        if member.probe is attempt and outlier.reason == SILENT:
             self._eject(member, outlier.silent(now), now)
 
     def _eject(self, member: Member, reason: str | None, now: float) -> None:

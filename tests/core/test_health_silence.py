@@ -148,6 +148,15 @@ def test_a_few_clients_that_left_and_then_nobody_is_no_silence() -> None:
     assert not rig.changes
 
 
+def test_clients_that_leave_at_once_make_nobody_silent() -> None:
+    rig = Rig(4)
+    for _ in range(100):
+        attempt = rig.start("e0", Work.STREAM)
+        rig.wait(4)
+        attempt.ended(IGNORED)
+    assert not rig.changes
+
+
 def test_a_stream_that_failed_does_not_wait() -> None:
     rig = Rig(4)
     rig.start("e0", Work.STREAM).ended(FAILURE)
