@@ -222,6 +222,7 @@ class Exchange:
                 logger.exception("ai-lb: the stream is passed on unread after a fault")
                 self._meter = None
                 self._stop_first_byte()
+                self._balancer.content(self.placement)  # that it says nothing could not be told any more
         return chunk
 
     def _heard(self, meter: SseMeter) -> None:

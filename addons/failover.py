@@ -6,8 +6,8 @@ somewhere else, or the client gets an error in the form of its API. The client's
 `request` hook stay one, no further connection or hop is added, and streams still pass through as they come.
 
 What is held back, so that there is something to decide: the body of a response with status 429 or 5xx, up to
-64 KiB or 250 ms; and a stream, headers included, until its first event with data, but 2 s at most, since
-engines whose queue is full answer 200 and say so in the first event, at once.
+64 KiB or 250 ms; and a stream, headers included, until its first event with data, since engines whose
+queue is full answer 200 and say so in the first event, and one that dies before it can still be replaced.
 
 Exactly one of `response` and `error` is called for a flow, as without this layer: `response` for what an
 endpoint answered, whatever its status; `error` where the answer is ours because the endpoints gave none.
