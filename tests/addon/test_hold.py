@@ -15,7 +15,7 @@ from tests.addon.engine import SSE_END, SSE_EVENT, SSE_HEAD, Script, ScriptedEng
 from tests.addon.failover_rig import Proxied, rst, status
 from tests.addon.proxy import Proxy, until
 from tests.addon.test_endings import CHAT, Rig
-from tests.addon.test_failover import ERROR_EVENT
+from tests.addon.test_failover import ERROR_EVENT, raw, refusal
 
 type Reader = asyncio.StreamReader
 type Writer = asyncio.StreamWriter
@@ -99,6 +99,27 @@ async def test_a_request_that_ended_is_not_kept_by_its_timers(tmp_path: Path) ->
         assert not [each for each in gc.get_objects() if isinstance(each, FailoverStream)]
         writer.close()
         await its.settled(*["response"] * 5)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        raw(refusal(503)),
+        raw(refusal(503)[:-3], then="close"),
+        after(0.05, chunk(ERROR_EVENT) + SSE_END),
+    ],
+    ids=["judged", "failed", "held and judged"],
+)
+async def test_requests_that_failed_are_not_kept_by_their_timers(tmp_path: Path, script: Script) -> None:
+    async with pair(tmp_path, script, retry={"hold_s": 30}) as (its, _):
+        reader, writer = await its.connect()
+        writer.write(CHAT)
+        await reader.readuntil(SSE_END)
+        await until(its.proxy.is_clean, "it has ended")
+        await asyncio.sleep(0.05)
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, FailoverStream)]
+        writer.close()
 
 
 # -- the first content --------------------------------------------------------------------------------

@@ -127,3 +127,54 @@ async def test_a_socket_that_was_connected_as_its_client_left_is_closed(
     await asyncio.sleep(0.01)
     assert left.closed
     assert not at_work.closed
+
+
+async def test_a_watch_tells_of_progress_and_ends_a_silent_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[Any] = []
+
+    def cut(flow: Any) -> bool:
+        cuts.append(flow)
+        return len(cuts) == 2
+
+    monkeypatch.setattr("addons.failover_timers.cut", cut)
+    counts: list[int | None] = [None, 1, 2]
+    told: list[str] = []
+    watch = StreamWatch(
+        flow := SimpleNamespace(live=True),  # type: ignore[arg-type]
+        lambda: counts.pop(0) if len(counts) > 1 else counts[0],
+        idle_s=0.04,
+        progressed=lambda: told.append("progress"),
+    )
+    async with asyncio.timeout(2):
+        while len(cuts) < 2:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert cuts == [flow, flow], "it tries again until there is something to cut"
+    assert watch.fired
+    assert len(told) == 2
+
+
+async def test_a_watch_of_a_flow_that_has_ended_looks_no_more() -> None:
+    looks: list[int] = []
+    flow: Any = SimpleNamespace(live=False)
+    StreamWatch(flow, lambda: looks.append(1), idle_s=0)
+    await asyncio.sleep(0.01)
+    assert not looks
+
+
+async def test_a_first_byte_time_out_waits_until_there_is_something_to_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts: list[Any] = []
+
+    def cut(flow: Any) -> bool:
+        cuts.append(flow)
+        return len(cuts) == 3
+
+    monkeypatch.setattr("addons.failover_timers.cut", cut)
+    monkeypatch.setattr("addons.failover_timers._AGAIN_S", 0.001)
+    flow: Any = SimpleNamespace(live=True)
+    first = FirstByteTimeout(flow, 0)
+    await asyncio.sleep(0.05)
+    assert cuts == [flow] * 3
+    assert first.fired

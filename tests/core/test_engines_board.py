@@ -129,6 +129,17 @@ def test_of_engines_that_are_not_visited_any_more_nothing_is_known(desk: Desk) -
     assert desk.since() == 0
 
 
+def test_a_step_is_told_and_a_first_page_is_none(desk: Desk) -> None:
+    steps: list[str] = []
+    desk.board.on_step = steps.append
+    desk.page(at=100, progress=1.0)
+    desk.page(at=101, progress=1.0)
+    assert not steps
+    desk.page(at=102, progress=2.0)
+    desk.page(at=103)
+    assert steps == ["a"]
+
+
 def test_own_requests_make_a_hung_engine_stalled(desk: Desk) -> None:
     desk.board.placed("a", "1")
     for at in range(101, 222):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from math import inf
 from timeit import repeat
 from typing import Any
 
@@ -637,6 +638,14 @@ def test_when_all_rest_all_are_offered() -> None:
     assert not rig.eligible().panic
 
 
+def test_who_is_out_or_drained_does_not_shorten_the_wait() -> None:
+    rig = Rig(3)
+    rig.report("e0", FAILURE, 5)
+    rig.health.drain("e1")
+    assert rig.health.rest_s(besides="e2") == inf
+    assert rig.health.rest_s(besides="e0") == 0
+
+
 def test_one_that_rests_is_taken_before_one_that_is_ejected() -> None:
     rig = Rig(2)
     rig.report("e0", FAILURE, 5)
@@ -951,6 +960,26 @@ def test_what_recovered_elsewhere_is_back_and_starts_slowly() -> None:
     assert rig.said("e0")[-1] == ("healthy", "recovered")
     rig.in_flight = {"e1": 10, "e2": 10, "e3": 10}
     assert rig.eligible().virtual_loads["e0"] == pytest.approx(9.0)
+
+
+def test_what_others_connect_to_again_is_no_more_unreachable_here() -> None:
+    rig = Rig(4)
+    rig.report("e0", REFUSED, 2)
+    rig.wait(3)
+    rig.health.heard([News("e0", False, 0.5)])
+    rig.health.heard([News(f"e{number}", True, 0.1, 9.0, "unreachable") for number in (1, 2, 3)])
+    assert rig.eligible().panic
+    assert rig.available() == ["e0"]
+
+
+async def test_what_was_silent_and_says_something_is_told_to_the_others() -> None:
+    fleet = Gate()
+    rig = Rig(4, fleet=fleet)
+    stream = rig.start("e0", Work.STREAM)
+    rig.wait(125)
+    assert fleet.told == [("e0", 120.0, "silent")]
+    stream.content()
+    assert fleet.told[1:] == [("e0", 0.0, "recovered")]
 
 
 def test_news_older_than_what_was_seen_here_is_ignored() -> None:

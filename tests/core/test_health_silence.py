@@ -235,3 +235,95 @@ def test_silence_can_be_left_unjudged_and_its_time_be_set() -> None:
     assert not rig.changes
     pass_time(rig, 1)
     assert rig.said("e0") == [("ejected", "silent")]
+
+
+def test_what_was_sent_before_the_last_token_waits_since_then() -> None:
+    rig = Rig(4)
+    stream = rig.start("e0", Work.STREAM)
+    waiting = [rig.start("e0", Work.ANSWER) for _ in range(5)]
+    pass_time(rig, 120)
+    stream.content()
+    pass_time(rig, 6)
+    for attempt in waiting:
+        attempt.ended(IGNORED)
+    pass_time(rig, 5)
+    assert not rig.changes
+
+
+def test_clients_that_leave_soon_are_no_silence() -> None:
+    rig = Rig(4)
+    for _ in range(10):
+        attempt = rig.start("e0", Work.STREAM)
+        rig.wait(1)
+        attempt.ended(IGNORED)
+    rig.wait(1)
+    assert not rig.changes
+
+
+def test_clients_that_left_long_ago_are_no_silence() -> None:
+    rig = Rig(4)
+    for _ in range(5):
+        attempt = rig.start("e0", Work.STREAM)
+        rig.wait(1)
+        attempt.ended(IGNORED)
+    pass_time(rig, 300)
+    assert not rig.changes
+
+
+def test_clients_that_leave_what_was_answered_or_is_no_inference_are_no_silence() -> None:
+    rig = Rig(4)
+    streams = [rig.start("e0", Work.STREAM) for _ in range(8)]
+    for stream in streams:
+        stream.content()
+    for stream in streams:
+        pass_time(rig, 20)
+        stream.ended(IGNORED)
+        models = rig.start("e1", Work.OTHER)
+        pass_time(rig, 1)
+        models.ended(TIMED_OUT)
+    assert not rig.changes
+
+
+def test_what_is_no_answer_and_what_is_over_is_no_sign_of_life() -> None:
+    rig = Rig(4)
+    silent = rig.start("e0", Work.STREAM)
+    over = rig.start("e1", Work.STREAM)
+    over.content()
+    over.ended(SUCCESS)
+    rig.start("e1", Work.STREAM)
+    for _ in range(2):
+        pass_time(rig, 60)
+        silent.progressed()
+        over.progressed()
+    pass_time(rig, 6)
+    assert rig.said("e0") == rig.said("e1") == [("ejected", "silent")]
+
+
+def test_an_ejection_for_failures_ends_in_time_though_streams_wait() -> None:
+    rig = Rig(4)
+    rig.start("e0", Work.STREAM)
+    pass_time(rig, 124)
+    rig.report("e0", FAILURE, 3)
+    pass_time(rig, 10)
+    assert rig.said("e0") == [("ejected", "failures"), ("half-open", "ejection_over")]
+
+
+def test_what_waited_before_the_probe_does_not_end_in_its_place() -> None:
+    rig = Rig(4)
+    before = rig.start("e0", Work.ANSWER)
+    stream = rig.start("e0", Work.STREAM)
+    pass_time(rig, 125)
+    stream.ended(IGNORED)
+    pass_time(rig, 122)
+    before.ended(TIMED_OUT)
+    assert rig.eligible().probes == {"e0"}
+
+
+def test_a_probe_after_failures_whose_client_leaves_changes_nothing() -> None:
+    rig = Rig(4)
+    rig.report("e0", FAILURE, 3)
+    pass_time(rig, 11)
+    probe = rig.start("e0", Work.STREAM)
+    pass_time(rig, 6)
+    probe.ended(IGNORED)
+    assert rig.eligible().probes == {"e0"}

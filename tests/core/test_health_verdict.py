@@ -11,11 +11,12 @@ from lb_core.types import Ending, Outcome
 
 NOW = 784111767.0  # Sun, 06 Nov 1994 08:49:27 GMT
 
-COMPLETE, LEFT, FAILED, GIVEN_UP = (
+COMPLETE, LEFT, FAILED, GIVEN_UP, TIMED_OUT = (
     Ending.COMPLETE,
     Ending.CLIENT_LEFT,
     Ending.UPSTREAM_FAILED,
     Ending.ABANDONED,
+    Ending.TIMED_OUT,
 )
 
 
@@ -47,6 +48,8 @@ COMPLETE, LEFT, FAILED, GIVEN_UP = (
         (LEFT, 200, Kind.IGNORED),
         (GIVEN_UP, None, Kind.IGNORED),
         (GIVEN_UP, 500, Kind.IGNORED),
+        (TIMED_OUT, None, Kind.TIMED_OUT),
+        (TIMED_OUT, 200, Kind.TIMED_OUT),
         (COMPLETE, None, Kind.IGNORED),
     ],
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lb_core.engines.watch import Change
-from lb_core.health import Kind
+from lb_core.health import Kind, Work
 from lb_core.retry import Verdict
 from lb_core.types import Ending
 from tests.mutations import ALL
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GIVING_BACK = {
     *("_finish", "_finish_all", "_finish_client", "ended", "finish", "finished"),
     *("_free_probe", "_give_back", "_withdraw", "forget", "left", "reap", "release", "unwatch"),
+    *("_lapse", "forget_failures", "lapse", "recant", "silence", "unanswered", "undrain", "withdraw"),
     *("_retire", "_stop", "abandon", "abort", "cancel", "close", "close_all", "retire", "stop"),
     *("server_close", "shutdown"),
 }
@@ -61,6 +62,7 @@ NO_MUTATION = {
 ENUMS: dict[type[enum.Enum], tuple[str, ...]] = {
     Kind: ("lb_core/health/verdict.py",),
     Verdict: ("lb_core/retry.py",),
+    Work: ("lb_core/balancer.py",),
     Ending: ("addons/ai_lb.py", "lb_core/health/verdict.py"),
     Change: ("lb_core/engines/watch.py", "lb_core/assembly.py"),
 }
@@ -212,13 +214,11 @@ def test_every_verdict_has_a_mutation(kind: type[enum.Enum], member: str) -> Non
 def test_every_reason_of_an_ejection_has_a_mutation() -> None:
     files = ("lb_core/health/outlier.py", "lb_core/health/monitor.py")
     reasons = {
-        reason
-        for file in files
-        for reason in re.findall(r'(?:_found\(|\.eject\([^")]*)"(\w+)"', source_of(file))
+        reason for file in files for reason in re.findall(r'self\._found\((\w+|"\w+"),', source_of(file))
     }
-    assert reasons >= {"unreachable", "failures", "failure_share", "probe_failed"}
+    assert reasons == {'"unreachable"', '"failures"', '"failure_share"', '"probe_failed"', "SILENT"}
     texts = [text for file in files for text in mutated_statements(file)]
-    assert [reason for reason in reasons if not any(f'"{reason}"' in text for text in texts)] == []
+    assert [reason for reason in reasons if not any(f"_found({reason}" in text for text in texts)] == []
 
 
 def mutated_statements(file: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from prometheus_client import start_http_server
 
 from lb_core import config, tasks
 from lb_core.engines.model import EngineMetrics, Scrape
-from lb_core.health import State
+from lb_core.health import News, State
 from lb_core.prefix.finder import Found
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome, Placement
@@ -134,7 +134,7 @@ async def test_nothing_runs_after_the_end(tmp_path: Path, monkeypatch: pytest.Mo
     port = free_port()
     async with running(loaded({"c": cluster}, metrics_listen=f"127.0.0.1:{port}", **shared)):
         names = names_of_tasks()
-        for word in ("housekeeping", "checks", "watch of", "ledger of", "connection"):
+        for word in ("housekeeping", "checks", "news of", "watch of", "ledger of", "connection"):
             assert [name for name in names if word in name], names
         ((server, thread),) = servers
         assert thread.is_alive()
@@ -204,3 +204,37 @@ async def test_a_cluster_that_is_closed_finishes_what_it_notes_of_prompts() -> N
     finder.index.close = spied(closed)  # type: ignore[method-assign, assignment]
     await cluster.close()
     assert closed.is_set()
+
+
+def test_a_step_of_an_engine_reaches_the_health() -> None:
+    runtime = Runtime(loaded({"c": engines("a", "b")}), clock=Clock())
+    cluster = runtime.clusters["c"]
+    cluster.health.heard([News("a", True, 0.5, 9.0, "silent")])
+    assert cluster.health.states()["a"] is State.EJECTED
+    for at in (1.0, 2.0):
+        metrics = EngineMetrics(at=at, dialect="vllm", progress=at)
+        cluster.board.take(Scrape("a", at, 0.1, metrics))
+    assert cluster.health.states()["a"] is State.HEALTHY
+
+
+async def test_the_health_sees_the_time_though_there_are_no_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lb_core.runtime._TICK_S", 0.01)
+    async with running(loaded({"c": engines("a", "b", metrics=False)})) as runtime:
+        health = runtime.clusters["c"].health
+        health.heard([News("a", True, 0.5, 0.05, "failures")])
+        assert health.states()["a"] is State.EJECTED
+        await until(lambda: health.states()["a"] is State.HALF_OPEN)
+
+
+async def test_a_policy_that_is_gone_finishes_what_was_noted_of_prompts() -> None:
+    closed = asyncio.Event()
+    async with running(loaded({"c": engines("a")}, lb_policy="prefix_cache")) as runtime:
+        assert runtime.balancer.default_policy is not None
+        finder = runtime.clusters["c"].finder(runtime.balancer.default_policy)
+        assert finder is not None
+        finder.index.close = spied(closed)  # type: ignore[method-assign, assignment]
+        runtime.apply(loaded({"c": engines("a")}))
+        async with asyncio.timeout(2):
+            await closed.wait()

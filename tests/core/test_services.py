@@ -272,7 +272,8 @@ def test_h15_only_failures_of_the_service_are_punished(outcome: Outcome) -> None
     [
         Outcome(Ending.CLIENT_LEFT, 200, ttft_s=0.1, duration_s=0.2),
         Outcome(Ending.CLIENT_LEFT),
-        Outcome(Ending.ABANDONED, 200),
+        Outcome(Ending.TIMED_OUT, 200, duration_s=0.2),
+        Outcome(Ending.ABANDONED, 200, duration_s=0.2),
         Outcome(Ending.COMPLETE),
         Outcome(Ending.COMPLETE, 200),
         Outcome(Ending.COMPLETE, 302, duration_s=0.1),

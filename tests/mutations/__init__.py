@@ -9,15 +9,23 @@ from tests.mutations import (
     ejections,
     endings,
     followers,
+    held,
+    links,
+    moves,
+    news,
+    printed,
     retries,
     runtime,
     scripts,
     signals,
+    silence,
+    silent,
     slots,
     sockets,
     stores,
     upkeep,
     verdicts,
+    waits,
 )
 from tests.mutations.model import Mutation
 
@@ -25,6 +33,7 @@ ALL: tuple[Mutation, ...] = (
     *slots.MUTATIONS,
     *stores.MUTATIONS,
     *upkeep.MUTATIONS,
+    *links.MUTATIONS,
     *scripts.MUTATIONS,
     *endings.MUTATIONS,
     *sockets.MUTATIONS,
@@ -32,9 +41,16 @@ ALL: tuple[Mutation, ...] = (
     *followers.MUTATIONS,
     *verdicts.MUTATIONS,
     *ejections.MUTATIONS,
+    *silence.MUTATIONS,
+    *silent.MUTATIONS,
+    *news.MUTATIONS,
     *signals.MUTATIONS,
     *retries.MUTATIONS,
     *attempts.MUTATIONS,
+    *held.MUTATIONS,
+    *printed.MUTATIONS,
+    *waits.MUTATIONS,
+    *moves.MUTATIONS,
 )
 
 __all__ = ["ALL", "Mutation"]

@@ -5,6 +5,8 @@ from tests.mutations.model import Mutation
 _EXCHANGE = "addons/exchange.py"
 _HELD = "addons/failover_held.py"
 _HOOKS = "addons/failover_hooks.py"
+_HOLD = "tests/addon/test_hold.py::"
+_PROGRESS = "tests/addon/test_progress.py::"
 _VERDICTS = "tests/addon/test_verdicts.py::"
 
 MUTATIONS = (
@@ -45,7 +47,7 @@ MUTATIONS = (
         "a time-out of ours is charged to the endpoint",
         _EXCHANGE,
         "Exchange.failed_outcome",
-        "Ending.ABANDONED if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED",
+        "Ending.TIMED_OUT if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED",
         "Ending.UPSTREAM_FAILED",
         _VERDICTS + "test_a_first_byte_that_is_too_late_is_no_failure_of_the_endpoint",
     ),
@@ -61,7 +63,7 @@ MUTATIONS = (
         "the code of an error event is not told",
         _EXCHANGE,
         "Exchange.failed_outcome",
-        "error_code=(failure.status or 500) if error_event else None",
+        "error_code=failure.status if error_event else None",
         "error_code=None",
         _VERDICTS + "test_an_error_event_is_told_with_its_code",
     ),
@@ -84,7 +86,7 @@ MUTATIONS = (
     Mutation(
         "the first content of a stream is not told",
         _EXCHANGE,
-        "Exchange._feed",
+        "Exchange._heard",
         "self._balancer.content(self.placement)",
         "pass",
         _VERDICTS + "test_a_connection_and_the_first_content_are_told",
@@ -101,16 +103,56 @@ MUTATIONS = (
     Mutation(
         "the time-out of the first byte runs on when it came",
         _EXCHANGE,
+        "Exchange._heard",
+        "self._stop_first_byte()\n            self._balancer",
+        "self._balancer",
+        _VERDICTS + "test_a_first_byte_in_time_is_all_that_its_time_out_asks",
+    ),
+    Mutation(
+        "an event of an API that we do not know does not end the time-out of the first byte",
+        _EXCHANGE,
+        "Exchange._heard",
+        "self._stop_first_byte()  # of",
+        "pass  # of",
+        _HOLD + "test_where_content_cannot_be_told_any_event_ends_the_time_out",
+    ),
+    Mutation(
+        "the time-out of the first byte runs on when an answer in one piece begins",
+        _EXCHANGE,
         "Exchange.response_started",
+        "self._stop_first_byte()",
+        "pass",
+        _PROGRESS + "test_an_answer_that_begins_in_time_may_take_its_time",
+    ),
+    Mutation(
+        "the time-out of the first byte runs on over what is not read",
+        _EXCHANGE,
+        "Exchange._feed",
+        "self._stop_first_byte()",
+        "pass",
+        _PROGRESS + "test_a_stream_that_cannot_be_read_is_not_timed_out",
+    ),
+    Mutation(
+        "the time-out of the first byte is never stopped",
+        _EXCHANGE,
+        "Exchange._stop_first_byte",
         "self._first_byte.stop()",
         "pass",
         _VERDICTS + "test_a_first_byte_in_time_is_all_that_its_time_out_asks",
     ),
     Mutation(
+        "the time-out of the first byte runs on after the end",
+        _EXCHANGE,
+        "Exchange.ended",
+        "self._stop_first_byte()",
+        "pass",
+        _PROGRESS + "test_no_timer_runs_after_the_end_of_what_was_never_answered",
+    ),
+    Mutation(
         "timers run on after the end",
         _EXCHANGE,
         "Exchange.ended",
-        "timer.stop()",
+        "self._watch.stop()",
         "pass",
         _VERDICTS + "test_no_timer_runs_after_the_end",
     ),
@@ -118,8 +160,8 @@ MUTATIONS = (
         "a silent stream is not cut",
         _EXCHANGE,
         "Exchange.response_started",
-        "self._idle = IdleTimeout(self.flow, self._idle_s, self._progress)",
-        "pass",
+        "idle_s=self._idle_s",
+        "idle_s=None",
         _VERDICTS + "test_a_stream_that_is_silent_is_cut_and_charged_to_the_endpoint",
     ),
     Mutation(

@@ -148,6 +148,14 @@ MUTATIONS = (
         "if False:",
         _ENDS + "test_a_drain_lets_streams_end_and_places_nothing_new",
     ),
+    Mutation(
+        "an endpoint that was drained by command stays drained",
+        _LIFECYCLE,
+        "Lifecycle.undrain",
+        "self._set_drained(endpoint, drained=False)",
+        "pass",
+        "tests/addon/test_ai_lb.py::test_endpoints_are_drained_and_undrained_by_command",
+    ),
     # The end of the proxy, and of the script when it is reloaded.
     Mutation(
         "the end gives nothing back",

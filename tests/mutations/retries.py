@@ -4,6 +4,7 @@ from tests.mutations.model import Mutation
 
 _AI_LB = "addons/ai_lb.py"
 _RETRY = "lb_core/retry.py"
+_WORDS = "lb_core/error_words.py"
 
 _RETRIES = "tests/core/test_retry.py::"
 
@@ -85,17 +86,41 @@ MUTATIONS = (
         "an error event that blames the client is tried again",
         _RETRY,
         "_retryable",
-        "not clients_fault and ",
-        "",
+        "status is None or status >= 500 or status in NOT_TAKEN",
+        "True",
         _RETRIES + "test_what_another_endpoint_would_say_too_is_passed_on",
     ),
     Mutation(
-        "an error event whose word blames the client is tried again",
+        "an error event of too many requests is not tried elsewhere",
         _RETRY,
         "_retryable",
-        " and failure.code not in _CLIENTS_FAULT",
+        " or status in NOT_TAKEN",
         "",
-        _RETRIES + "test_what_another_endpoint_would_say_too_is_passed_on",
+        _RETRIES + "test_what_was_sent_is_sent_again_once",
+    ),
+    Mutation(
+        "the word of an error event says nothing",
+        _WORDS,
+        "known_status",
+        '_STATUS_OF.get(_NO_LETTER.sub("", word.lower()).removesuffix("error"))',
+        "None",
+        "tests/core/test_error_words.py::test_a_known_word_has_its_status",
+    ),
+    Mutation(
+        "the code of an error event says nothing",
+        _WORDS,
+        "known_status",
+        "return int(word)",
+        "return None",
+        "tests/core/test_error_words.py::test_a_known_word_has_its_status",
+    ),
+    Mutation(
+        "a word that nobody knows blames the client",
+        _WORDS,
+        "status_of",
+        "or 500",
+        "or 400",
+        "tests/core/test_error_words.py::test_any_other_word_is_a_fault_of_the_engine",
     ),
     # What is spent, and what comes back with time.
     Mutation(
@@ -124,9 +149,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the budget never comes back",
-        _RETRY,
-        "RetryBudget._slot",
-        "self._requests[second % WINDOW_S] = self._retries[second % WINDOW_S] = 0",
+        "lb_core/recent.py",
+        "Recent._forget",
+        "self._counts[second % WINDOW_S] = 0",
         "pass",
         _RETRIES + "test_the_budget_is_a_tenth_of_the_last_ten_seconds_and_one_a_second",
     ),
@@ -192,7 +217,7 @@ MUTATIONS = (
         "a full queue is told as a failure",
         _RETRY,
         "error_of",
-        "if failure.cause is Cause.ERROR_EVENT and failure.status in _NOT_TAKEN:",
+        "if failure.cause is Cause.ERROR_EVENT and failure.status in NOT_TAKEN:",
         "if False:",
         _RETRIES + "test_an_error_event_of_a_full_queue_is_told_as_busy",
     ),

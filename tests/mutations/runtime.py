@@ -57,7 +57,7 @@ MUTATIONS = (
         "the scraper goes on after the end",
         _RUNTIME,
         "Runtime.close",
-        "await asyncio.to_thread(self._scraper.stop)",
+        "await self._visits.close()",
         "pass",
         _PARTS + "test_the_scraper_ends_with_its_runtime",
     ),

@@ -5,6 +5,7 @@ from tests.mutations.model import Mutation
 _LUA = "lb_core/stores/lua/"
 
 _FULL_MEMORY = "tests/redis/test_faults.py::test_with_full_memory_leases_are_renewed_and_slots_given_back"
+_NEWS = "tests/redis/test_health_fleet.py::"
 _TELLING = "tests/redis/test_telling.py::"
 _TWIN = "tests/redis/test_ledger_machine.py::test_the_ledger_is_its_twin"
 
@@ -270,7 +271,7 @@ MUTATIONS = (
         "",
         "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end",
         "",
-        "tests/redis/test_probes.py::test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
+        _NEWS + "test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
     ),
     Mutation(
         "a claim is never free again",
@@ -278,6 +279,6 @@ MUTATIONS = (
         "",
         "redis.call('DEL', KEYS[1])",
         "1",
-        "tests/redis/test_probes.py::test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
+        _NEWS + "test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
     ),
 )

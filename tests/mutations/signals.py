@@ -6,6 +6,8 @@ _ASSEMBLY = "lb_core/assembly.py"
 _CHECKS = "lb_core/health/checks.py"
 _MEMBER = "lb_core/health/member.py"
 _MONITOR = "lb_core/health/monitor.py"
+_OUTLIER = "lb_core/health/outlier.py"
+_REPORTS = "lb_core/health/reports.py"
 _SELECTION = "lb_core/health/selection.py"
 _WATCH = "lb_core/engines/watch.py"
 
@@ -49,32 +51,32 @@ MUTATIONS = (
     ),
     Mutation(
         "what is new gets its full share at once",
-        _MONITOR,
-        "Health.members",
+        _REPORTS,
+        "Reports.members",
         "member.ramp_from = now",
         "pass",
         _HEALTH + "test_state_is_kept_by_name_over_a_reload",
     ),
     Mutation(
         "what was restarted gets its full share at once",
-        _MONITOR,
-        "Health.restarted",
+        _REPORTS,
+        "Reports.restarted",
         "member.ramp_from = self._clock()",
         "pass",
         _HEALTH + "test_what_returns_starts_slowly",
     ),
     Mutation(
         "what passes its checks again gets its full share at once",
-        _MONITOR,
-        "Health.checked",
+        _REPORTS,
+        "Reports.checked",
         "member.ramp_from = self._clock()",
         "pass",
         _HEALTH + "test_what_returns_starts_slowly",
     ),
     Mutation(
         "what wakes or is undrained gets its full share at once",
-        _MONITOR,
-        "Health._set",
+        _REPORTS,
+        "Reports._set",
         "member.ramp_from = self._clock()",
         "pass",
         _HEALTH + "test_what_returns_starts_slowly",
@@ -95,6 +97,14 @@ MUTATIONS = (
         "while False:",
         _HEALTH + "test_a_failure_counts_as_load_for_the_mean_duration",
     ),
+    Mutation(
+        "a success that was taken back counts",
+        _OUTLIER,
+        "FailureShare.recant",
+        "self._good[index] -= 1",
+        "pass",
+        _HEALTH + "test_streams_that_break_off_count_once_and_as_failures",
+    ),
     # What people, pages and checks tell.
     Mutation(
         "a drained endpoint gets requests",
@@ -114,8 +124,8 @@ MUTATIONS = (
     ),
     Mutation(
         "an endpoint stays drained",
-        _MONITOR,
-        "Health.undrain",
+        _REPORTS,
+        "Reports.undrain",
         'self._set(name, "draining", False)',
         "pass",
         _HEALTH + "test_the_only_endpoint_is_used_though_it_stalls_but_not_asleep_or_drained",
@@ -146,16 +156,16 @@ MUTATIONS = (
     ),
     Mutation(
         "good checks do not show that an endpoint can be connected to",
-        _MONITOR,
-        "Health.checked",
+        _REPORTS,
+        "Reports.checked",
         "member.outlier.unreachable = False",
         "pass",
         _HEALTH + "test_an_answer_or_good_checks_show_that_an_endpoint_can_be_connected_to",
     ),
     Mutation(
         "without checks an endpoint goes on failing them",
-        _MONITOR,
-        "Health.configure",
+        _REPORTS,
+        "Reports.configure",
         "member.failing_checks = False",
         "pass",
         _HEALTH + "test_parameters_can_change_while_it_runs",

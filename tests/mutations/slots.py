@@ -63,7 +63,7 @@ MUTATIONS = (
         "a request that may not be the probe keeps its slot",
         _BALANCER,
         "Balancer._place",
-        "break\n            cluster.store.release(lease.id)",
+        "break\n                cluster.store.release(lease.id)",
         "break",
         _BACK + "test_a_request_that_may_not_be_the_probe_gives_its_slot_back_and_goes_elsewhere",
     ),
@@ -71,7 +71,7 @@ MUTATIONS = (
         "a client that leaves while a probe is claimed leaves its slot",
         _BALANCER,
         "Balancer._place",
-        "cluster.store.release(lease.id)\n                raise",
+        "cluster.store.release(lease.id)\n                    raise",
         "raise",
         _BACK + "test_a_client_that_leaves_while_a_probe_is_claimed_leaves_nothing",
     ),
@@ -86,15 +86,15 @@ MUTATIONS = (
     Mutation(
         "the probe of a request that ended meanwhile is kept",
         _BALANCER,
-        "Balancer.retry",
-        "attempt.ended(IGNORED)",
-        "pass",
+        "Balancer._move",
+        "attempt.ended(IGNORED)\n            return None",
+        "return None",
         _BACK + "test_a_request_that_ends_while_its_retry_is_placed_keeps_neither_slot_nor_probe",
     ),
     Mutation(
         "the board counts a request that was moved",
         _BALANCER,
-        "Balancer.retry",
+        "Balancer._move",
         "cluster.board.finished(placement.endpoint.name, placement.lease.id)",
         "pass",
         _BACK + "test_a_retry_moves_the_slot_and_what_the_boards_know_of_it",
@@ -102,8 +102,8 @@ MUTATIONS = (
     Mutation(
         "a retry does not move the slot",
         _BALANCER,
-        "Balancer.retry",
-        "await cluster.store.move(placement.lease.id, endpoint)",
+        "Balancer._move",
+        "await cluster.store.move(placement.lease.id, endpoint, rest.max_in_flight)",
         "True",
         _BACK + "test_a_retry_moves_the_slot_and_what_the_boards_know_of_it",
     ),
@@ -196,13 +196,20 @@ MUTATIONS = (
         "pass",
         _SHARES + "test_the_mean_is_over_the_latest_queue_size_samples",
     ),
-    Mutation(
-        "a client that left is a sample of the service",
-        _SERVICES,
-        "_sample",
-        "if outcome.ending in {Ending.CLIENT_LEFT, Ending.ABANDONED}:",
-        "if False:",
-        _SHARES + "test_an_ending_that_says_nothing_about_the_service_is_no_sample",
+    *(
+        Mutation(
+            f"{what} is a sample of the service",
+            _SERVICES,
+            "_sample",
+            "{Ending.CLIENT_LEFT, Ending.TIMED_OUT, Ending.ABANDONED}",
+            others,
+            _SHARES + "test_an_ending_that_says_nothing_about_the_service_is_no_sample",
+        )
+        for what, others in (
+            ("a client that left", "{Ending.TIMED_OUT, Ending.ABANDONED}"),
+            ("a time-out of ours", "{Ending.CLIENT_LEFT, Ending.ABANDONED}"),
+            ("what we gave up", "{Ending.CLIENT_LEFT, Ending.TIMED_OUT}"),
+        )
     ),
     Mutation(
         "what the client asked wrong is a failure of the service",

@@ -85,6 +85,14 @@ MUTATIONS = (
         _FAIL + "test_after_an_error_of_ours_the_client_s_connection_lives_and_the_endpoint_may_return",
     ),
     Mutation(
+        "an endpoint that refused once is not connected to for another request",
+        _FAILOVER,
+        "FailoverStream.make_server_connection",
+        "self._parent.forget_failures()",
+        "pass",
+        _FAIL + "test_after_an_error_of_ours_the_client_s_connection_lives_and_the_endpoint_may_return",
+    ),
+    Mutation(
         "a socket that mitmproxy forgot stays open",
         _LEAKS,
         "server_disconnected",
@@ -176,7 +184,7 @@ MUTATIONS = (
     Mutation(
         "the time-out of a silent stream cannot be stopped",
         _TIMERS,
-        "IdleTimeout.stop",
+        "StreamWatch.stop",
         "self._timer.cancel()",
         "pass",
         _TIMES + "test_a_stopped_time_out_does_nothing",

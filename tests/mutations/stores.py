@@ -3,12 +3,13 @@
 from tests.mutations.model import Mutation
 
 _BOOKS = "lb_core/stores/books.py"
+_FLEET = "lb_core/stores/fleet.py"
 _MEMORY = "lb_core/stores/memory.py"
-_PROBES = "lb_core/stores/probes.py"
 _REDIS = "lb_core/stores/redis.py"
 
 _CONTRACT = "tests/core/test_store_contract.py::"
 _DEFECTS = "tests/redis/test_defects.py::"
+_NEWS = "tests/redis/test_health_fleet.py::"
 _TELLING = "tests/redis/test_telling.py::"
 
 MUTATIONS = (
@@ -138,7 +139,7 @@ MUTATIONS = (
         "a server that has forgotten us is not told what we hold",
         _REDIS,
         "RedisStore._take",
-        "self._upkeep.suspect()\n        self._books",
+        "self._upkeep.unknown()\n        self._books",
         "pass\n        self._books",
         _TELLING + "test_a_server_that_has_forgotten_us_is_told_at_the_next_request",
     ),
@@ -217,34 +218,34 @@ MUTATIONS = (
     # The claim of a probe.
     Mutation(
         "a client that leaves during the claim leaves it",
-        _PROBES,
-        "RedisProbes.claim",
+        _FLEET,
+        "RedisFleet.claim",
         "self.release(endpoint)",
         "pass",
-        "tests/redis/test_probes.py::test_a_client_that_leaves_during_the_claim_leaves_nothing",
+        _NEWS + "test_a_client_that_leaves_during_the_claim_leaves_nothing",
     ),
     Mutation(
         "a claim is not given back",
-        _PROBES,
-        "RedisProbes._release",
-        "await self._link.run(UNCLAIM, (self._key(endpoint),), self._owner)",
+        _FLEET,
+        "RedisFleet._say.say",
+        "await self._link.run(script, (place,), *arguments)",
         "pass",
-        "tests/redis/test_probes.py::test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
+        _NEWS + "test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
     ),
     Mutation(
         "a claim does not run out",
-        _PROBES,
-        "RedisProbes.claim",
+        _FLEET,
+        "RedisFleet.claim",
         '"NX", "PX", milliseconds',
         '"NX"',
-        "tests/redis/test_probes.py::test_a_claim_runs_out_when_its_owner_dies",
+        _NEWS + "test_a_claim_runs_out_when_its_owner_dies",
     ),
     Mutation(
         "the end of a claim is told to nobody",
-        _PROBES,
-        "RedisProbes.release",
-        'spawn(self._release(endpoint), name=f"release of the probe of {endpoint}")',
+        _FLEET,
+        "RedisFleet.release",
+        "self._say(UNCLAIM, self._claim(endpoint), self._owner)",
         "pass",
-        "tests/redis/test_probes.py::test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
+        _NEWS + "test_one_claim_in_the_fleet_and_only_its_owner_gives_it_back",
     ),
 )

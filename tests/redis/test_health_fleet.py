@@ -140,6 +140,13 @@ async def test_who_comes_later_hears_what_is_out_and_for_how_long(links: Links, 
     listening.cancel()
 
 
+async def test_news_go_away_when_nobody_tells_any(links: Links, server: RedisServer) -> None:
+    (fleet,) = await gates(links, server, 1)
+    fleet.ejected("e0", 30.0, "failures")
+    await until(lambda: server.client.hlen(key("c", "news")) == 1)
+    assert 0 < server.client.ttl(key("c", "news")) <= 3600
+
+
 async def test_each_item_is_heard_once_and_ones_own_never(links: Links, server: RedisServer) -> None:
     one, other = await gates(links, server, 2)
     calls: list[Sequence[News]] = []

@@ -14,6 +14,7 @@ from lb_core.config.model import RedisConfig
 from lb_core.stores.books import Books
 from lb_core.stores.ledger import CHUNK, COUNTS, LEDGER, OWNERS, key
 from lb_core.stores.link import Links
+from lb_core.stores.patience import OneWait, at_most
 from lb_core.stores.redis import RedisStore
 from lb_core.stores.scripts import FSCK, HOLD, REAP, RELEASE, Script
 from tests.core.build import endpoint, endpoints
@@ -97,6 +98,28 @@ async def test_a_server_that_has_forgotten_us_is_told_at_the_next_request(
     server.client.flushall()
     await fleet.acquire(store, ONE)
     await until(lambda: fleet.exact(server))
+
+
+async def test_a_server_that_has_forgotten_us_is_told_at_the_next_move(
+    fleet: Fleet, server: RedisServer
+) -> None:
+    store = await quiet(fleet, server.config)
+    for _ in range(2):
+        name = await fleet.acquire(store, ONE)
+    server.client.flushall()
+    assert await store.move(name, endpoint("e1"))
+    await until(lambda: counts_in(server.client, "c") == {"e0": 1, "e1": 1})
+
+
+async def test_a_move_without_an_answer_is_told_again(fleet: Fleet, server: RedisServer) -> None:
+    store = await quiet(fleet, server.config)
+    name = await fleet.acquire(store, ONE)
+    with OneWait():
+        with pytest.raises(TimeoutError):
+            async with at_most(0.3):
+                await asyncio.sleep(1)
+        assert await store.move(name, endpoint("e1")), "it was not even asked"
+    await until(lambda: counts_in(server.client, "c") == {"e1": 1})
 
 
 async def test_a_link_that_is_back_is_told_what_we_hold(fleet: Fleet, own_server: RedisServer) -> None:
