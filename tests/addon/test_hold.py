@@ -25,9 +25,11 @@ ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 
 
 @asynccontextmanager
-async def pair(folder: Path, script: Script, **config: Any) -> AsyncIterator[tuple[Rig, ScriptedEngine]]:
+async def pair(
+    folder: Path, script: Script, *, then: Script = engines.stream, **config: Any
+) -> AsyncIterator[tuple[Rig, ScriptedEngine]]:
     """A proxy before an engine with this script, which comes first, and a good one."""
-    async with ScriptedEngine(script) as first, ScriptedEngine(engines.stream) as second:
+    async with ScriptedEngine(script) as first, ScriptedEngine(then) as second:
         endpoints = [{**first.endpoint, "name": "a"}, {**second.endpoint, "name": "b"}]
         settings = {"clusters": {"c": {"endpoints": endpoints}}, **config}
         async with Proxy(folder, settings) as proxy:
@@ -87,7 +89,7 @@ async def test_a_stream_that_breaks_off_after_that_is_not_tried_elsewhere(tmp_pa
         assert other.heads == []
 
 
-async def test_a_request_that_ended_is_not_kept_by_its_timers(tmp_path: Path) -> None:
+async def test_requests_that_ended_are_not_kept_with_their_connection(tmp_path: Path) -> None:
     async with ScriptedEngine(engines.stream) as a, Proxied(tmp_path, a) as its:
         reader, writer = await its.connect()
         for _ in range(5):
@@ -107,15 +109,15 @@ async def test_a_request_that_ended_is_not_kept_by_its_timers(tmp_path: Path) ->
         raw(refusal(503)),
         raw(refusal(503)[:-3], then="close"),
         after(0.05, chunk(ERROR_EVENT) + SSE_END),
+        raw(SSE_HEAD + chunk() + SSE_END),
     ],
-    ids=["judged", "failed", "held and judged"],
+    ids=["judged", "failed", "held and judged", "held and passed on"],
 )
-async def test_requests_that_failed_are_not_kept_by_their_timers(tmp_path: Path, script: Script) -> None:
-    async with pair(tmp_path, script, retry={"hold_s": 30}) as (its, _):
-        reader, writer = await its.connect()
+async def test_requests_that_ended_are_not_kept_by_their_timers(tmp_path: Path, script: Script) -> None:
+    async with pair(tmp_path, script, then=engines.answer, retry={"hold_s": 30}) as (its, _):
+        _, writer = await its.connect()
         writer.write(CHAT)
-        await reader.readuntil(SSE_END)
-        await until(its.proxy.is_clean, "it has ended")
+        await until(lambda: its.outcomes, "it has ended")
         await asyncio.sleep(0.05)
         gc.collect()
         assert not [each for each in gc.get_objects() if isinstance(each, FailoverStream)]
@@ -130,7 +132,7 @@ async def test_an_engine_that_freezes_after_its_headers_is_cut_off_in_time(
     tmp_path: Path, first: bytes
 ) -> None:
     script = after(5, b"", first=first)
-    config = {"retry": {"hold_s": 0.1}, "timeouts": {"ttft_timeout": 0.5}}
+    config: dict[str, Any] = {"retry": {"hold_s": 0.1}, "timeouts": {"ttft_timeout": 0.5}}
     async with pair(tmp_path, script, **config) as (its, other):
         async with asyncio.timeout(2):
             assert await its.ask() == first
@@ -142,7 +144,7 @@ async def test_an_engine_that_freezes_after_its_headers_is_cut_off_in_time(
 
 async def test_one_whose_body_ends_with_its_connection_is_timed_out_too(tmp_path: Path) -> None:
     script = after(5, b"", first=b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + PING)
-    config = {"retry": {"hold_s": 0.1}, "timeouts": {"ttft_timeout": 0.4}}
+    config: dict[str, Any] = {"retry": {"hold_s": 0.1}, "timeouts": {"ttft_timeout": 0.4}}
     async with pair(tmp_path, script, **config) as (its, _):
         await its.ask()
         await its.settled("timed_out")
@@ -150,7 +152,7 @@ async def test_one_whose_body_ends_with_its_connection_is_timed_out_too(tmp_path
 
 async def test_while_it_is_held_the_answer_is_504(tmp_path: Path) -> None:
     script = after(5, b"")
-    config = {"retry": {"hold_s": 2}, "timeouts": {"ttft_timeout": 0.2}}
+    config: dict[str, Any] = {"retry": {"hold_s": 2}, "timeouts": {"ttft_timeout": 0.2}}
     async with pair(tmp_path, script, **config) as (its, other):
         assert status(await its.ask()) == 504
         await its.settled("timed_out")

@@ -52,7 +52,7 @@ MUTATIONS = (
         "FailoverStream._stop_waiting",
         "self._parent.silence(self._timer)",
         "pass",
-        _HOLD + "test_a_request_that_ended_is_not_kept_by_its_timers",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "a silenced timer keeps its request",
@@ -60,7 +60,7 @@ MUTATIONS = (
         "EndpointConnections.silence",
         "self.command_sources[timer] = self._sink",
         "pass",
-        _HOLD + "test_a_request_that_ended_is_not_kept_by_its_timers",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "a stream that is passed on waits on",
@@ -68,7 +68,7 @@ MUTATIONS = (
         "FailoverStream._pass_on",
         "self._stop_waiting()",
         "pass",
-        _HOLD + "test_a_request_that_ended_is_not_kept_by_its_timers",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "an error that is judged waits on",
@@ -76,7 +76,7 @@ MUTATIONS = (
         "FailoverStream._judge",
         "self._stop_waiting()",
         "pass",
-        _HOLD + "test_requests_that_failed_are_not_kept_by_their_timers",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "a connection that failed waits on",
@@ -84,7 +84,7 @@ MUTATIONS = (
         "FailoverStream.handle_protocol_error",
         "self._stop_waiting()",
         "pass",
-        _HOLD + "test_requests_that_failed_are_not_kept_by_their_timers",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "a second wait leaves the first",
@@ -92,15 +92,7 @@ MUTATIONS = (
         "FailoverStream._wait",
         "self._stop_waiting()",
         "pass",
-        _HOLD + "test_requests_that_failed_are_not_kept_by_their_timers",
-    ),
-    Mutation(
-        "an upgraded connection is told of timers",
-        _STREAM,
-        "FailoverStream.passthrough",
-        "if not isinstance(event, events.Wakeup):",
-        "if True:",
-        "tests/addon/test_failover.py::test_an_upgrade_at_the_second_endpoint_passes",
+        _HOLD + "test_requests_that_ended_are_not_kept_by_their_timers",
     ),
     Mutation(
         "a cut for lateness is told as a failure",
@@ -177,14 +169,6 @@ MUTATIONS = (
         _BOARDS + "test_of_engines_that_are_not_visited_any_more_nothing_is_known",
     ),
     Mutation(
-        "a board that forgets miscounts its requests",
-        _BOARD,
-        "Board.forget",
-        "engine.since = len(engine.placed)",
-        "pass",
-        _BOARDS + "test_of_engines_that_are_not_visited_any_more_nothing_is_known",
-    ),
-    Mutation(
         "verdicts of pages stand for ever",
         _BOARD,
         "Board.tick",
@@ -222,7 +206,7 @@ MUTATIONS = (
         "Watch.lapse",
         "changes.append(Change.MOVING)",
         "pass",
-        "tests/core/test_engines_watch.py::test_a_verdict_that_no_page_gives_any_more_lapses",
+        "tests/core/test_engines_watch.py::test_a_stall_that_lapsed_is_told_by_the_next_page_that_shows_no_step",
     ),
     Mutation(
         "the runtime does not let verdicts lapse",

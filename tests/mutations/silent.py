@@ -12,6 +12,7 @@ _WATCH = "lb_core/engines/watch.py"
 
 _BOARDS = "tests/core/test_engines_board.py::"
 _HEALTH = "tests/core/test_health.py::"
+_PROBES = "tests/core/test_health_silence_probes.py::"
 _SILENCE_TESTS = "tests/core/test_health_silence.py::"
 
 MUTATIONS = (
@@ -55,7 +56,7 @@ MUTATIONS = (
         "Outlier.silent",
         "self.until = max(self.until, now + self._config.max_ejection_s)",
         "pass",
-        _SILENCE_TESTS + "test_while_streams_wait_there_is_no_probe_and_two_minutes_afterwards_there_is_one",
+        _PROBES + "test_while_streams_wait_there_is_no_probe_and_two_minutes_afterwards_there_is_one",
     ),
     Mutation(
         "silence makes other ejections longer",
@@ -66,12 +67,12 @@ MUTATIONS = (
         _SILENCE_TESTS + "test_an_ejection_for_failures_ends_in_time_though_streams_wait",
     ),
     Mutation(
-        "the first ejection for silence is short",
+        "an ejection for silence may be short",
         _OUTLIER,
         "Outlier.eject",
         "if reason == SILENT:",
         "if False:",
-        _SILENCE_TESTS + "test_while_streams_wait_there_is_no_probe_and_two_minutes_afterwards_there_is_one",
+        _PROBES + "test_a_probe_that_gets_nothing_puts_it_out_for_two_minutes_at_once",
     ),
     Mutation(
         "a token does not bring an endpoint back",
@@ -135,7 +136,7 @@ MUTATIONS = (
         "Health.ended",
         "{Kind.IGNORED, Kind.TIMED_OUT}",
         "{Kind.TIMED_OUT}",
-        _SILENCE_TESTS + "test_a_probe_that_gets_nothing_puts_it_out_again",
+        _PROBES + "test_a_probe_that_gets_nothing_puts_it_out_again",
     ),
     Mutation(
         "the silence does not hear of what was given up",
@@ -167,7 +168,7 @@ MUTATIONS = (
         "Health._given_up",
         "self._eject(member, outlier.silent(now), now)",
         "pass",
-        _SILENCE_TESTS + "test_a_probe_that_gets_nothing_puts_it_out_again",
+        _PROBES + "test_a_probe_that_gets_nothing_puts_it_out_again",
     ),
     Mutation(
         "a probe that is timed out soon changes nothing",
@@ -175,7 +176,7 @@ MUTATIONS = (
         "Health._given_up",
         "verdict.kind is Kind.TIMED_OUT or ",
         "",
-        _SILENCE_TESTS + "test_a_probe_that_gets_nothing_puts_it_out_again",
+        _PROBES + "test_a_probe_that_gets_nothing_puts_it_out_again",
     ),
     Mutation(
         "a probe whose client leaves changes nothing",
@@ -183,7 +184,7 @@ MUTATIONS = (
         "Health._given_up",
         " or now - attempt.started >= _PROBED * silent_s",
         "",
-        _SILENCE_TESTS + "test_a_probe_that_gets_nothing_puts_it_out_again",
+        _PROBES + "test_a_probe_that_gets_nothing_puts_it_out_again",
     ),
     Mutation(
         "any request that gets nothing counts as the probe",
@@ -191,7 +192,7 @@ MUTATIONS = (
         "Health._given_up",
         " and member.probe is attempt",
         "",
-        _SILENCE_TESTS + "test_what_waited_before_the_probe_does_not_end_in_its_place",
+        _PROBES + "test_what_waited_before_the_probe_does_not_end_in_its_place",
     ),
     Mutation(
         "a probe after another ejection has to say something soon",
@@ -199,7 +200,7 @@ MUTATIONS = (
         "Health._given_up",
         " and outlier.reason == SILENT",
         "",
-        _SILENCE_TESTS + "test_a_probe_after_failures_whose_client_leaves_changes_nothing",
+        _PROBES + "test_a_probe_after_failures_whose_client_leaves_changes_nothing",
     ),
     Mutation(
         "the only endpoint is ejected by whatever is found",

@@ -42,6 +42,7 @@ async def test_wrong_sums_are_corrected_by_one_balancer(fleet: Fleet, server: Re
     stores = [await fleet.add(server.config, beat_s=0.2, fsck_s=0.5) for _ in range(3)]
     for store in stores:
         await fleet.acquire(store, equal(*endpoints(3)))
+    await until(lambda: all(store.stats.resyncs >= 2 and not store._upkeep._check_due for store in stores))
     server.client.zincrby(key("c", COUNTS), 7, "e0")
     server.client.zadd(key("c", COUNTS), {"nobody": 3})
     await until(lambda: fleet.exact(server), timeout_s=3)
