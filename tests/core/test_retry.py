@@ -157,6 +157,10 @@ def test_the_budget_is_a_tenth_of_the_last_ten_seconds_and_one_a_second() -> Non
     assert drained(budget) == 10
 
 
+def test_without_a_socket_there_is_no_other_attempt() -> None:
+    assert retries().judge(Failure(Cause.NO_SOCKET)) is Verdict.NOT_RETRYABLE
+
+
 def test_the_budget_survives_a_clock_that_goes_back() -> None:
     clock = Clock()
     budget = RetryBudget(clock=clock)

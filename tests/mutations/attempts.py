@@ -47,7 +47,7 @@ MUTATIONS = (
         "a time-out of ours is charged to the endpoint",
         _EXCHANGE,
         "Exchange.failed_outcome",
-        "Ending.TIMED_OUT if failure.cause is Cause.TIMED_OUT else Ending.UPSTREAM_FAILED",
+        "_ENDINGS.get(failure.cause, Ending.UPSTREAM_FAILED)",
         "Ending.UPSTREAM_FAILED",
         _VERDICTS + "test_a_first_byte_that_is_too_late_is_no_failure_of_the_endpoint",
     ),
