@@ -211,7 +211,7 @@ def test_clients_that_leave_soon_are_no_silence() -> None:
     rig = Rig(4)
     for _ in range(10):
         attempt = rig.start("e0", Work.STREAM)
-        rig.wait(1)
+        rig.wait(6)  # long enough to count
         attempt.ended(IGNORED)
     rig.wait(1)
     assert not rig.changes
@@ -221,7 +221,7 @@ def test_clients_that_left_long_ago_are_no_silence() -> None:
     rig = Rig(4)
     for _ in range(5):
         attempt = rig.start("e0", Work.STREAM)
-        rig.wait(1)
+        rig.wait(6)  # long enough to count
         attempt.ended(IGNORED)
     pass_time(rig, 300)
     assert not rig.changes
