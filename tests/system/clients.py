@@ -157,9 +157,17 @@ async def served(balancer: Balancer) -> AsyncIterator[Balancer]:
         await asyncio.to_thread(balancer.stop)
 
 
-def settings(endpoints: list[dict[str, Any]], health: dict[str, Any] | None = None, **more: Any) -> Any:
-    """One cluster, least request."""
-    cluster = {"endpoints": endpoints, **({"health": health} if health else {})}
+def settings(
+    endpoints: list[dict[str, Any]],
+    health: dict[str, Any] | None = None,
+    *,
+    pages: bool = True,
+    **more: Any,
+) -> Any:
+    """One cluster, least request. Without `pages` the engines hear of clients alone."""
+    cluster: dict[str, Any] = {"endpoints": endpoints, "metrics": pages}
+    if health:
+        cluster["health"] = health
     return {
         "clusters": {"engines": cluster},
         "lb_policy": "global_least_request",

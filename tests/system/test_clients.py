@@ -34,8 +34,7 @@ async def test_a_client_that_leaves_while_redis_is_asked_leaves_nothing_and_reac
 
         engine = await stack.enter_async_context(await asyncio.start_server(visited, "127.0.0.1", 0))
         url = f"http://127.0.0.1:{engine.sockets[0].getsockname()[1]}"
-        config = settings([{"name": "e", "url": url}])
-        config["clusters"]["engines"]["metrics"] = False  # no visits but those of clients
+        config = settings([{"name": "e", "url": url}], pages=False)
         config["lb_config"] = {"serviceFQDN": "127.0.0.1", "servicePort": way.port}
         balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
         way.latency_s = 0.1  # less than after which a server counts as slow
@@ -57,7 +56,8 @@ async def test_a_client_that_leaves_while_redis_is_asked_leaves_nothing_and_reac
 async def test_an_engine_sees_within_200_ms_that_its_client_left_before_an_answer(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(ScriptedEngine(scripts.hang))
-        its = await stack.enter_async_context(served(Balancer(tmp_path, settings([engine.endpoint]))))
+        config = settings([engine.endpoint], pages=False)
+        its = await stack.enter_async_context(served(Balancer(tmp_path, config)))
         took = []
         for number in range(9):
             _, writer = await asyncio.open_connection("127.0.0.1", its.port)
@@ -136,7 +136,9 @@ async def test_a_request_in_chunks_is_served_and_one_with_trailers_holds_nothing
 async def test_the_metrics_of_the_balancer_are_read_only_and_not_reached_through_it(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(ScriptedEngine(scripts.answer))
-        its = await stack.enter_async_context(served(Balancer(tmp_path, settings([engine.endpoint]))))
+        its = await stack.enter_async_context(
+            served(Balancer(tmp_path, settings([engine.endpoint], pages=False)))
+        )
         there = f"127.0.0.1:{its.metrics_port}"
         for target in (
             "/metrics",

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,8 @@ async def test_an_error_after_the_first_content_is_passed_on_byte_for_byte_and_i
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(ScriptedEngine(script)) for _ in range(2)]
         endpoints = [{**engine.endpoint, "name": f"e{n}"} for n, engine in enumerate(engines)]
-        balancer = await stack.enter_async_context(served(Balancer(tmp_path, settings(endpoints))))
+        config = settings(endpoints, pages=False)
+        balancer = await stack.enter_async_context(served(Balancer(tmp_path, config)))
         seen = [await ask(balancer.port, request()) for _ in range(12)]
         unchunked = SSE_EVENT + error + b"data: [DONE]\n\n"
         assert {each.status for each in seen} == {200}
@@ -125,7 +127,7 @@ async def test_an_event_that_comes_byte_by_byte_is_progress_once_it_is_whole(tmp
                 await asyncio.sleep(0.01)
         writer.write(chunk(b"data: [DONE]\n\n") + SSE_END)
 
-    config = {"timeouts": {"stream_idle": 1.5}}
+    config: dict[str, Any] = {"timeouts": {"stream_idle": 1.5}}
     async with ScriptedEngine(drips) as engine, AsyncExitStack() as stack:
         balancer = Balancer(tmp_path, settings([engine.endpoint], **config))
         its = await stack.enter_async_context(served(balancer))

@@ -288,7 +288,7 @@ async def test_a_slow_first_token_is_not_a_fault(tmp_path: Path) -> None:
 
 
 async def test_a_stream_with_pauses_shorter_than_the_idle_time_out_is_not_cut(tmp_path: Path) -> None:
-    config = {"timeouts": {"stream_idle": 2}}
+    config: dict[str, Any] = {"timeouts": {"stream_idle": 2}}
     with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
         for name in engines.names:
             engines.fault(name, "slow_drip", interval_s=1.3)
@@ -316,7 +316,7 @@ async def test_an_honest_first_token_after_120_s_and_pauses_of_100_s_are_not_fau
 
 
 async def test_a_stream_that_stalls_is_cut_and_seen_as_cut(tmp_path: Path) -> None:
-    config = {"timeouts": {"stream_idle": 1}}
+    config: dict[str, Any] = {"timeouts": {"stream_idle": 1}}
     with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
         for name in engines.names:
             engines.fault(name, "hang_mid_stream", chunks=2)
@@ -342,7 +342,7 @@ async def test_comments_and_pings_are_no_progress_of_a_stream(tmp_path: Path, em
             await writer.drain()
             await asyncio.sleep(0.1)
 
-    config = {"timeouts": {"stream_idle": 1}}
+    config: dict[str, Any] = {"timeouts": {"stream_idle": 1}}
     async with ScriptedEngine(one_token) as engine, AsyncExitStack() as stack:
         balancer = Balancer(tmp_path, settings([engine.endpoint], **config))
         its = await stack.enter_async_context(served(balancer))
@@ -354,7 +354,7 @@ async def test_comments_and_pings_are_no_progress_of_a_stream(tmp_path: Path, em
 
 
 async def test_a_first_token_that_is_too_late_for_the_time_out_gives_504_once(tmp_path: Path) -> None:
-    config = {"timeouts": {"ttft_timeout": 1}}
+    config: dict[str, Any] = {"timeouts": {"ttft_timeout": 1}}
     with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints(), **config)) as its:
         # A frozen engine sends headers, which are no token.
         for name, fault in zip(engines.names, ("hang", "freeze"), strict=True):
