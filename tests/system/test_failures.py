@@ -441,7 +441,8 @@ async def test_all_down_is_told_at_once_and_the_first_that_returns_serves_within
         assert {each.outcome for each in seen} == {"503"}
         assert all(int(each.head["retry-after"]) >= 1 for each in seen)
         assert all(b"127.0.0.1" not in each.raw for each in seen)
-        assert took[-1] < 1, took[-5:]
+        assert took[len(took) // 2] < 0.1, took
+        assert took[-1] < 1, took[-5:]  # the limit is 0.1 s, on a machine that does nothing else
         await asyncio.to_thread(engines.fault, "sim-2", "none")
         returned = time.monotonic()
         while (await ask(balancer.port, request(stream=False))).outcome != "ok":
