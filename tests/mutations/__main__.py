@@ -90,7 +90,7 @@ class Folder:
 
     def run(self, tests: Iterable[str], *, test_s: int = TEST_S, limit_s: float = RUN_S) -> Ran:
         """Run these tests, each for `test_s` seconds at most, and all for `limit_s`."""
-        arguments = ["-x", "-p", "no:cacheprovider", "-p", "tests.mutations.plugin", "-m", "", "--tb=short"]
+        arguments = ["-x", "-p", "no:cacheprovider", "--hypothesis-profile=mutations", "-m", "", "--tb=short"]
         asked = {"arguments": [*arguments, f"--timeout={test_s}", *tests], "limit_s": limit_s}
         started = time.monotonic()
         assert self._worker.stdin is not None
