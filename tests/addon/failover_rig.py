@@ -16,7 +16,7 @@ from mitmproxy.tools.dump import DumpMaster
 from addons import failover, failover_leaks
 from addons.failover_timers import ConnectTimeouts
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import free_port, until
+from tests.waiting import free_port, until
 
 BODY = b'{"model":"m","stream":true,"messages":[]}'
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.test\r\ncontent-length: %d\r\n\r\n%s" % (

@@ -1,7 +1,6 @@
 """The balancer's addon inside a real mitmproxy master, in the test's own event loop."""
 
 import asyncio
-import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +10,7 @@ from mitmproxy import options
 from mitmproxy.tools.dump import DumpMaster
 
 from addons.ai_lb import AiLb
+from tests.waiting import free_port, until
 
 ADDON = Path(__file__).resolve().parents[2] / "addons" / "ai_lb.py"
 
@@ -66,19 +66,3 @@ class Proxy:
     def is_clean(self) -> bool:
         """Nothing in flight, and nothing remembered about any request."""
         return not self.in_flight() and not self.addon._exchanges and not self.addon._by_client
-
-
-async def until(condition: Any, what: str, *, within_s: float = 10.0) -> None:
-    """Poll until `condition()` is true; fail with `what` when it is not in time."""
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
-    assert condition(), what
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

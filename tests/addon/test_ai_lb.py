@@ -15,7 +15,8 @@ from mitmproxy.io import FlowReader, FlowWriter
 
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
+from tests.waiting import until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret words"}]}
 

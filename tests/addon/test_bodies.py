@@ -8,8 +8,9 @@ import pytest
 
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
 from tests.core.test_request import PATHS, broken_body
+from tests.waiting import until
 
 
 async def sent(folder: Path, count: int, seed: int) -> None:

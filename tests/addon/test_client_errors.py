@@ -9,8 +9,8 @@ import pytest
 
 from tests.addon import engine as engines
 from tests.addon.failover_rig import status
-from tests.addon.proxy import until
 from tests.addon.test_endings import CHAT, rig
+from tests.waiting import until
 
 REFUSED: dict[str, tuple[bytes, int]] = {
     "CONNECT": (b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: x\r\n\r\n", 400),

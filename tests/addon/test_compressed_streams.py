@@ -9,8 +9,9 @@ import pytest
 
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_EVENT, SSE_HEAD, ScriptedEngine, chunk
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
 from tests.addon.test_ai_lb import Keeper, one_cluster, send
+from tests.waiting import until
 
 type Reader = asyncio.StreamReader
 type Writer = asyncio.StreamWriter

@@ -13,7 +13,8 @@ from lb_core.types import Outcome, Placement
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
 from tests.addon.failover_rig import rst
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
+from tests.waiting import until
 
 BODY = b'{"model":"m","stream":true,"messages":[]}'
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.test\r\ncontent-length: %d\r\n\r\n%s" % (

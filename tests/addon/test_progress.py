@@ -8,9 +8,9 @@ import pytest
 from lb_core.types import Placement
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, Script, chunk
-from tests.addon.proxy import until
 from tests.addon.test_hold import ROLE
 from tests.addon.test_verdicts import ERROR_EVENT, Reader, Rig, Writer, raw, rig
+from tests.waiting import until
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
 

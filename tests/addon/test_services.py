@@ -9,8 +9,9 @@ import pytest
 from lb_core.types import Choice, Decision, Tier
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import Proxy, until
+from tests.addon.proxy import Proxy
 from tests.addon.test_ai_lb import Keeper, send
+from tests.waiting import until
 
 
 def config(first: ScriptedEngine, second: ScriptedEngine, **lb_config: Any) -> dict[str, Any]:

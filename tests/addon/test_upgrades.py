@@ -9,8 +9,9 @@ from aiohttp import web
 from mitmproxy import http, tcp
 
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import Proxy, free_port, until
+from tests.addon.proxy import Proxy
 from tests.addon.test_ai_lb import one_cluster
+from tests.waiting import free_port, until
 
 SIZE = 65_536
 

@@ -14,7 +14,8 @@ from lb_core.types import Outcome, Placement
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import rst
-from tests.addon.proxy import Proxy, free_port, until
+from tests.addon.proxy import Proxy
+from tests.waiting import free_port, until
 
 type Reader = asyncio.StreamReader
 type Writer = asyncio.StreamWriter

@@ -29,7 +29,8 @@ from lb_core.request import parse, session_of
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome
 from tests.benchmarks.fast_server import CHUNKS
-from tests.system.balancer import ADDON, BIN, ROOT, free_port, wait_until
+from tests.system.balancer import ADDON, BIN, ROOT
+from tests.waiting import free_port, wait_until
 
 BARE_ADDON = """\
 def responseheaders(flow):

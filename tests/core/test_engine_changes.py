@@ -1,7 +1,6 @@
 """What an engine's own page says of it reaches what is remembered of its cache: page server to policy."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,6 +10,7 @@ from lb_core.request import LLMRequest
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome
 from tests.system.test_metrics_policies import PageEngine, page
+from tests.waiting import until
 
 CONFIG = """
 clusters:
@@ -36,14 +36,6 @@ async def running(*engines: PageEngine) -> AsyncIterator[Runtime]:
         yield runtime
     finally:
         await runtime.close()
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within 5 s: {what}")
 
 
 async def ask(runtime: Runtime) -> tuple[str, str]:

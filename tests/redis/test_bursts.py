@@ -17,7 +17,8 @@ from lb_core.types import Ending, Outcome, Placement
 from tests.core.build import endpoint
 from tests.redis.balancers import balancer_over
 from tests.redis.fleet import Fleet
-from tests.redis.servers import RedisServer, counts_in, until
+from tests.redis.servers import RedisServer, counts_in
+from tests.waiting import until
 
 DONE = Outcome(Ending.COMPLETE, 200)
 
@@ -162,4 +163,4 @@ async def test_a_request_that_ends_while_it_is_moved_is_counted_nowhere(
     cluster = balancer.routes[0].target
     assert isinstance(cluster, Cluster)
     assert all(each.placed_since == 0 for each in cluster.board.observations(("e1", "e2")).values())
-    await until(lambda: counts_in(server.client, "c") == {})
+    await until(lambda: counts_in(server.client, "c") == {}, within_s=2)

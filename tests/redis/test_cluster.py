@@ -7,7 +7,8 @@ import pytest
 
 from lb_core.stores.ledger import COUNTS, key
 from tests.redis.fleet import Fleet
-from tests.redis.servers import RedisServer, owner_of, redis_cluster, until
+from tests.redis.servers import RedisServer, owner_of, redis_cluster
+from tests.waiting import until
 
 POOL = "pool"
 
@@ -56,7 +57,7 @@ async def loaded(fleet: Fleet, masters: list[RedisServer]) -> None:
     for _ in range(3):
         await fleet.add(masters[0].url("redis+cluster"), cluster=POOL)
     fleet.load()
-    await until(lambda: len(fleet.held) > 20, timeout_s=10)
+    await until(lambda: len(fleet.held) > 20, within_s=10)
 
 
 @pytest.mark.parametrize("slowly", [True, False])
@@ -76,17 +77,17 @@ async def test_a_slot_that_moves_under_load_is_followed_through_ask_and_moved(
         while move.carry(most=100):
             pass
     move.end()
-    await until(lambda: all(store.stats.shared for store in fleet.stores), timeout_s=5)
+    await until(lambda: all(store.stats.shared for store in fleet.stores), within_s=5)
     await asyncio.sleep(0.5)
     await fleet.rest()
-    await until(lambda: fleet.exact(move.new, POOL), timeout_s=5)
+    await until(lambda: fleet.exact(move.new, POOL), within_s=5)
     assert not fleet.raised
     assert move.carry(most=1) == 0
     seen = {"errorstat_ASK", "errorstat_TRYAGAIN"} if slowly else {"errorstat_MOVED"}
     assert seen <= move.old.client.info("errorstats").keys()
     for name in tuple(fleet.held):
         fleet.release(name)
-    await until(lambda: fleet.exact(move.new, POOL))
+    await until(lambda: fleet.exact(move.new, POOL), within_s=2)
 
 
 async def test_a_cluster_that_is_down_for_a_while_is_counted_without_and_joined_again(
@@ -97,16 +98,16 @@ async def test_a_cluster_that_is_down_for_a_while_is_counted_without_and_joined_
     others = [server for server in masters if server is not own]
     for server in others:
         server.kill()
-    await until(lambda: "cluster_state:fail" in cluster_info(own), timeout_s=10)
+    await until(lambda: "cluster_state:fail" in cluster_info(own), within_s=10)
     before = sum(store.stats.fallbacks for store in fleet.stores)
-    await until(lambda: sum(store.stats.fallbacks for store in fleet.stores) > before + 20, timeout_s=10)
+    await until(lambda: sum(store.stats.fallbacks for store in fleet.stores) > before + 20, within_s=10)
     assert "errorstat_CLUSTERDOWN" in own.client.info("errorstats")
     for server in others:
         server.start()
-    await until(lambda: "cluster_state:ok" in cluster_info(own), timeout_s=15)
-    await until(lambda: all(store.stats.shared for store in fleet.stores), timeout_s=5)
+    await until(lambda: "cluster_state:ok" in cluster_info(own), within_s=15)
+    await until(lambda: all(store.stats.shared for store in fleet.stores), within_s=5)
     await fleet.rest()
-    await until(lambda: fleet.exact(own, POOL), timeout_s=5)
+    await until(lambda: fleet.exact(own, POOL), within_s=5)
     assert not fleet.raised
 
 

@@ -12,7 +12,8 @@ from lb_core.types import Choice, Decision, Tier
 from tests.core.build import endpoint, endpoints
 from tests.fault_proxy import Fault, FaultProxy
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import RedisServer, counts_in, ledgers_in, owner_of, until
+from tests.redis.servers import RedisServer, counts_in, ledgers_in, owner_of
+from tests.waiting import until
 
 
 async def test_h1_what_a_killed_balancer_held_comes_back(fleet: Fleet, server: RedisServer) -> None:
@@ -23,7 +24,7 @@ async def test_h1_what_a_killed_balancer_held_comes_back(fleet: Fleet, server: R
     dead = fleet.stores[1]
     await fleet.crash(dead)
     assert sum(counts_in(server.client, "c").values()) == 90
-    assert await until(lambda: fleet.exact(server), timeout_s=1 + 0.2 + 1) > 0.5
+    assert await until(lambda: fleet.exact(server), within_s=1 + 0.2 + 1) > 0.5
     assert sum(counts_in(server.client, "c").values()) == 60
     assert dead.owner not in ledgers_in(server.client, "c")
     await until(lambda: sum(store.stats.reaped for store in fleet.stores) == 30)
@@ -38,9 +39,9 @@ async def test_h1_a_balancer_that_only_slept_takes_back_what_it_holds(
             await fleet.acquire(store, equal(*endpoints(4)))
     server.client.zadd(key("c", OWNERS), {sleeper.owner: 1})
     assert await other._ledger.reap(sleeper.owner) == 10
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
     fleet.release(next(iter(fleet.held)))
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_h1_everything_expires_when_nobody_is_left(fleet: Fleet, server: RedisServer) -> None:
@@ -94,7 +95,7 @@ async def test_h3_a_client_that_leaves_during_the_call_leaves_nothing(
             await asyncio.sleep(random.uniform(0, 0.01))
             task.cancel()
             assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
-        await until(lambda: fleet.exact(server))
+        await until(lambda: fleet.exact(server), within_s=2)
         assert store.stats.fallbacks == 0
 
 
@@ -119,7 +120,7 @@ async def test_h3_a_call_without_an_answer_is_undone_if_it_was_carried_out(
         names = [await fleet.acquire(store, equal(*endpoints(4))) for _ in range(3)]
         fleet.release(names[0])
         await proxy.set(Fault.NONE)
-        await until(lambda: fleet.exact(server))
+        await until(lambda: fleet.exact(server), within_s=2)
         assert sum(counts_in(server.client, "c").values()) == 2
 
 
@@ -158,7 +159,7 @@ async def test_h4_a_slot_that_moves_to_another_master_is_followed(
         server.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_id)
     await asyncio.sleep(1)
     await fleet.rest()
-    await until(lambda: fleet.exact(new, "moving"), timeout_s=10)
+    await until(lambda: fleet.exact(new, "moving"), within_s=10)
     assert not fleet.raised
     assert store.stats.shared
     await store.close()

@@ -13,7 +13,8 @@ from lb_core.stores.ledger import COUNTS, LEDGER, OWNERS, key
 from tests.core.build import endpoint, endpoints
 from tests.fault_proxy import Fault, FaultProxy
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import PASSWORD, RedisServer, counts_in, redis_server, until
+from tests.redis.servers import PASSWORD, RedisServer, counts_in, redis_server
+from tests.waiting import until
 
 BALANCERS = 3
 EXACT_S = 2.0
@@ -46,7 +47,7 @@ async def settles(
     assert fleet.held
     for name in tuple(fleet.held):
         fleet.release(name)
-    await until(lambda: counts_in(server.client, "c") == {})
+    await until(lambda: counts_in(server.client, "c") == {}, within_s=2)
     for store in fleet.stores:
         assert store.stats.fsck_fixed == 0
     await until(lambda: all(not store.in_flight for store in fleet.stores))
@@ -83,9 +84,9 @@ async def test_the_server_is_frozen(fleet: Fleet, own_server: RedisServer, lengt
     await loaded(fleet, own_server.config)
     own_server.freeze()
     started = asyncio.get_running_loop().time()
-    for _ in range(4):
+    for _ in range(40):
         fleet.release(await fleet.acquire(fleet.stores[0], equal(*endpoints(2))))
-    assert asyncio.get_running_loop().time() - started < 0.9, "after two time-outs nobody waits"
+    assert asyncio.get_running_loop().time() - started < 5, "after two time-outs nobody waits"
     await asyncio.sleep(length_s)
     own_server.thaw()
     await settles(fleet, own_server)
@@ -209,7 +210,7 @@ async def test_the_server_is_absent_at_the_start(fleet: Fleet, own_server: Redis
 
 async def test_failover_to_a_replica_that_lags(fleet: Fleet, own_server: RedisServer) -> None:
     with redis_server("--replicaof", "127.0.0.1", str(own_server.port)) as replica:
-        await until(lambda: "master_link_status:up" in replica_info(replica), timeout_s=10)
+        await until(lambda: "master_link_status:up" in replica_info(replica), within_s=10)
         async with FaultProxy(("127.0.0.1", own_server.port)) as proxy:
             await loaded(fleet, RedisConfig("127.0.0.1", proxy.port))
             replica.freeze()
@@ -255,7 +256,7 @@ async def test_a_slow_server_is_left_alone(
         changes = [record for record in caplog.records if record.name == "lb_core.stores.link"]
         assert BALANCERS <= len(changes) <= 2 * BALANCERS, "it does not come and go"
         proxy.latency_s = proxy.jitter_s = 0
-        await until(lambda: all(store.stats.shared for store in fleet.stores), timeout_s=6)
+        await until(lambda: all(store.stats.shared for store in fleet.stores), within_s=6)
         await settles(fleet, server)
 
 
@@ -277,7 +278,7 @@ async def test_the_clock_of_one_balancer_is_an_hour_off(by_s: int, fleet: Fleet,
     finally:
         there.kill()
         await there.wait()
-    await until(lambda: counts_in(server.client, "c") == {"a": 1}, timeout_s=5)
+    await until(lambda: counts_in(server.client, "c") == {"a": 1}, within_s=5)
     assert not here.stats.fsck_fixed
 
 

@@ -9,7 +9,8 @@ from lb_core.stores.fleet import RedisFleet
 from lb_core.stores.ledger import COUNTS, key
 from lb_core.stores.link import Links
 from tests.core.build import endpoints
-from tests.redis.servers import RedisServer, until
+from tests.redis.servers import RedisServer
+from tests.waiting import until
 
 
 async def gates(links: Links, server: RedisServer, count: int) -> list[RedisFleet]:
@@ -111,13 +112,13 @@ async def test_an_ejection_and_the_return_are_heard_by_the_other_balancers(
 ) -> None:
     (one, other), tasks = await pair(links, server, time.monotonic)
     await fail(one, "e0")
-    await until(lambda: other.states()["e0"] is State.EJECTED, timeout_s=3)
+    await until(lambda: other.states()["e0"] is State.EJECTED, within_s=3)
     assert other.states()["e1"] is State.HEALTHY
     one.heard([News("e0", True, 0.0, 0.0, "failures")])  # its ejection is over
     probe = await one.admit("e0", one.eligible({}))
     assert probe is not None
     probe.content()
-    await until(lambda: other.states()["e0"] is State.HEALTHY, timeout_s=3)
+    await until(lambda: other.states()["e0"] is State.HEALTHY, within_s=3)
     for task in tasks:
         task.cancel()
 
@@ -130,7 +131,7 @@ async def test_who_comes_later_hears_what_is_out_and_for_how_long(links: Links, 
     await until(lambda: server.client.hlen(key("c", "news")) == 2)
     heard: list[News] = []
     listening = asyncio.create_task(late.listen(heard.extend))
-    await until(lambda: len(heard) == 2, timeout_s=3)
+    await until(lambda: len(heard) == 2, within_s=3)
     news = {item.endpoint: item for item in heard}
     assert news["e0"].out
     assert news["e0"].reason == "unreachable"
@@ -176,7 +177,7 @@ async def test_what_no_balancer_wrote_and_what_is_long_over_is_passed_over(
     server.client.hset(key("c", "news"), "good", f"{now_ms} {now_ms + 5000} other out failures")
     heard: list[News] = []
     listening = asyncio.create_task(fleet.listen(heard.extend))
-    await until(lambda: bool(heard), timeout_s=3)
+    await until(lambda: bool(heard), within_s=3)
     assert [item.endpoint for item in heard] == ["good"]
     listening.cancel()
 
@@ -189,9 +190,9 @@ async def test_while_the_server_is_away_everybody_judges_alone(links: Links, own
     await asyncio.sleep(1.2)
     assert other.states()["e0"] is State.HEALTHY
     own_server.start()
-    await until(lambda: one._fleet._link.up, timeout_s=5)  # type: ignore[attr-defined]
+    await until(lambda: one._fleet._link.up, within_s=5)  # type: ignore[attr-defined]
     await fail(one, "e1", 3)
-    await until(lambda: other.states()["e1"] is State.EJECTED, timeout_s=5)
+    await until(lambda: other.states()["e1"] is State.EJECTED, within_s=5)
     assert not any(task.done() for task in tasks)
     for task in tasks:
         task.cancel()

@@ -7,7 +7,8 @@ import pytest
 
 from tests.core.build import endpoints
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import RedisServer, counts_in, until
+from tests.redis.servers import RedisServer, counts_in
+from tests.waiting import until
 
 SHARE_THAT_LEAVES = 0.3
 
@@ -45,7 +46,7 @@ async def leave_at_random(fleet: Fleet, server: RedisServer, count: int) -> None
     sampling = asyncio.create_task(sample())
     for first in range(0, count, 5000):
         await asyncio.gather(*(client(number) for number in range(first, min(first + 5000, count))))
-    await until(lambda: counts_in(server.client, "c") == {})
+    await until(lambda: counts_in(server.client, "c") == {}, within_s=2)
     await asyncio.sleep(0)
     sampling.cancel()
     assert lowest == 0

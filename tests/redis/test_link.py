@@ -21,7 +21,8 @@ from lb_core.stores.server import Server
 from tests.core.build import endpoints
 from tests.fault_proxy import FaultProxy
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import PASSWORD, RedisServer, counts_in, free_port, redis_server, until, wait_until
+from tests.redis.servers import PASSWORD, RedisServer, counts_in, redis_server
+from tests.waiting import free_port, until, wait_until
 
 ACL = (
     "+evalsha +eval +script|load +ping +info +select +set +type +time"
@@ -155,7 +156,7 @@ def sentinel(own_server: RedisServer, tmp_path: Path) -> Iterator[tuple[int, Red
         try:
             wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up")
             wait_until(watcher.answers)
-            wait_until(lambda: watcher.client.sentinel_slaves("main"), timeout_s=15)
+            wait_until(lambda: watcher.client.sentinel_slaves("main"), within_s=15)
             yield port, replica
         finally:
             process.kill()
@@ -171,7 +172,7 @@ async def test_through_sentinels_and_after_their_failover(
     await works(fleet, config, own_server)
     own_server.kill()
     await fleet.acquire(fleet.stores[0], equal(*endpoints(4)))
-    await until(lambda: fleet.exact(replica), timeout_s=20)
+    await until(lambda: fleet.exact(replica), within_s=20)
     assert sum(counts_in(replica.client, "c").values()) == 5
 
 

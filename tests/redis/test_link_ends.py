@@ -7,7 +7,8 @@ import pytest
 from lb_core.stores.link import Link, Links
 from lb_core.stores.server import Server
 from lb_core.stores.wire import Refused, ServerAway, Wire
-from tests.redis.servers import RedisServer, redis_server, until
+from tests.redis.servers import RedisServer, redis_server
+from tests.waiting import until
 
 
 def clients(server: RedisServer) -> int:
@@ -68,7 +69,7 @@ async def test_a_connection_on_which_nothing_comes_is_dropped(links: Links, own_
         with pytest.raises(ServerAway):
             await link.call("PING")
     assert not link.up
-    await until(wire.lost.done, timeout_s=8)
+    await until(wire.lost.done, within_s=8)
     own_server.thaw()
 
 

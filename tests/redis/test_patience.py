@@ -23,7 +23,8 @@ from tests.redis.balancers import balancer_over
 from tests.redis.servers import RedisServer
 
 PROMISED_S = 0.25
-SLACK_S = 0.05
+SLACK_S = 0.2
+"""Less than a second wait would take."""
 
 
 async def balancer_on(links: Links, config: RedisConfig) -> Balancer:
@@ -55,7 +56,7 @@ async def test_a_request_waits_once_for_a_frozen_server(
         await placed_within(balancer)
         await asyncio.sleep(0.5)  # its upkeep rests
     own_server.freeze()
-    assert PROMISED_S - SLACK_S < await placed_within(balancer) < PROMISED_S + SLACK_S
+    assert 0.8 * PROMISED_S < await placed_within(balancer) < PROMISED_S + SLACK_S
     assert await placed_within(balancer) < PROMISED_S + SLACK_S
     assert await placed_within(balancer) < SLACK_S, "after the second failure not at all"
     own_server.thaw()

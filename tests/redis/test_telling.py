@@ -20,7 +20,8 @@ from lb_core.stores.scripts import FSCK, HOLD, REAP, RELEASE, Script
 from tests.core.build import endpoint, endpoints
 from tests.fault_proxy import Fault, FaultProxy
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import RedisServer, counts_in, ledgers_in, until
+from tests.redis.servers import RedisServer, counts_in, ledgers_in
+from tests.waiting import until
 
 ONE = equal(endpoint("e0"))
 TWO = equal(*endpoints(2))
@@ -38,7 +39,7 @@ async def test_a_slot_is_given_back_at_once(fleet: Fleet, server: RedisServer) -
     store = await quiet(fleet, server.config)
     name = await fleet.acquire(store, ONE)
     fleet.release(name)
-    await until(lambda: fleet.exact(server), timeout_s=0.5)
+    await until(lambda: fleet.exact(server), within_s=0.5)
 
 
 async def test_nothing_is_pending_after_the_answer(fleet: Fleet, server: RedisServer) -> None:
@@ -74,7 +75,7 @@ async def test_a_release_that_the_server_refused_is_told_again(fleet: Fleet, ser
     name = await fleet.acquire(store, ONE)
     server.client.script_flush()
     fleet.release(name)
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_a_late_answer_is_put_right(fleet: Fleet, server: RedisServer) -> None:
@@ -87,7 +88,7 @@ async def test_a_late_answer_is_put_right(fleet: Fleet, server: RedisServer) -> 
         fleet.held["late"] = (store, lease)
         assert lease.endpoint.name == "e0", "it does not know of the other's request"
         await proxy.set(Fault.NONE)
-        await until(lambda: fleet.exact(server))
+        await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_a_server_that_has_forgotten_us_is_told_at_the_next_request(
@@ -97,7 +98,7 @@ async def test_a_server_that_has_forgotten_us_is_told_at_the_next_request(
     await fleet.acquire(store, ONE)
     server.client.flushall()
     await fleet.acquire(store, ONE)
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_a_server_that_has_forgotten_us_is_told_at_the_next_move(
@@ -128,7 +129,7 @@ async def test_a_link_that_is_back_is_told_what_we_hold(fleet: Fleet, own_server
     own_server.kill()
     await until(lambda: not store.stats.shared)
     own_server.start()
-    await until(lambda: fleet.exact(own_server))
+    await until(lambda: fleet.exact(own_server), within_s=2)
 
 
 async def test_alone_only_its_own_count(fleet: Fleet, own_server: RedisServer) -> None:
@@ -151,7 +152,7 @@ async def test_a_resync_that_failed_is_done_again(fleet: Fleet, server: RedisSer
     store._upkeep.suspect(times=2)
     await until(lambda: store.stats.errors and store._upkeep._resyncs_due == 2)
     server.client.delete(ledger)
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_a_count_that_is_lower_than_what_we_hold_is_corrected(
@@ -161,7 +162,7 @@ async def test_a_count_that_is_lower_than_what_we_hold_is_corrected(
     await fleet.acquire(store, ONE)
     server.client.delete(key("c", COUNTS))
     store._upkeep.suspect()
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_a_slot_that_we_do_not_hold_is_given_back_at_the_next_beat(
@@ -173,7 +174,7 @@ async def test_a_slot_that_we_do_not_hold_is_given_back_at_the_next_beat(
     server.client.hset(key("c", LEDGER) + store.owner, "ff", "e0")
     server.client.zincrby(key("c", COUNTS), 1, "e0")
     # The tenth beat would find it too.
-    await until(lambda: fleet.exact(server), timeout_s=0.8)
+    await until(lambda: fleet.exact(server), within_s=0.8)
 
 
 async def test_a_closed_store_hears_no_more_of_its_link(links: Links, server: RedisServer) -> None:

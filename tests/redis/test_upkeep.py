@@ -1,14 +1,14 @@
 """What the rounds of a store do when there is much to do, or something to correct."""
 
 import asyncio
-import time
 
 import pytest
 
 from lb_core.stores.ledger import COUNTS, OWNERS, key
 from tests.core.build import endpoints
 from tests.redis.fleet import Fleet, equal
-from tests.redis.servers import RedisServer, counts_in, ledgers_in, until
+from tests.redis.servers import RedisServer, counts_in, ledgers_in
+from tests.waiting import until
 
 MANY = 3000
 """Slots: several chunks."""
@@ -21,10 +21,10 @@ async def test_many_slots_are_told_anew_in_chunks(fleet: Fleet, server: RedisSer
     server.client.config_set("slowlog-log-slower-than", 20_000)
     server.client.slowlog_reset()
     server.client.flushall()
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
     for name in list(fleet.held)[::2]:
         fleet.release(name)
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
     assert not [entry for entry in server.client.slowlog_get() if b"EVAL" in entry["command"]]
 
 
@@ -33,7 +33,7 @@ async def test_many_slots_of_a_dead_balancer_come_back_once(fleet: Fleet, server
     decision = equal(*endpoints(8))
     await asyncio.gather(*(fleet.acquire(stores[number % 3], decision) for number in range(MANY)))
     await fleet.crash(stores[0])
-    await until(lambda: fleet.exact(server), timeout_s=4)
+    await until(lambda: fleet.exact(server), within_s=4)
     await until(lambda: sum(store.stats.reaped for store in fleet.stores) == MANY // 3)
     assert len(ledgers_in(server.client, "c")) == 2
 
@@ -45,7 +45,7 @@ async def test_wrong_sums_are_corrected_by_one_balancer(fleet: Fleet, server: Re
     await until(lambda: all(store.stats.resyncs >= 2 and not store._upkeep._check_due for store in stores))
     server.client.zincrby(key("c", COUNTS), 7, "e0")
     server.client.zadd(key("c", COUNTS), {"nobody": 3})
-    await until(lambda: fleet.exact(server), timeout_s=3)
+    await until(lambda: fleet.exact(server), within_s=3)
     await until(lambda: sum(store.stats.fsck_fixed for store in stores) == 2)
 
 
@@ -67,7 +67,7 @@ async def test_whoever_was_left_out_of_the_sums_has_them_corrected(
         await fleet.acquire(other, equal(there))
     elif first == "resync":
         other._upkeep.suspect()
-    await until(lambda: fleet.exact(server))
+    await until(lambda: fleet.exact(server), within_s=2)
 
 
 async def test_after_a_refused_move_counts_are_shared_again_without_another_move(
@@ -95,10 +95,8 @@ async def test_releases_are_told_together(fleet: Fleet, server: RedisServer) -> 
     store = await fleet.add(server.config)
     names = [await fleet.acquire(store, equal(*endpoints(3))) for _ in range(100)]
     server.client.config_resetstat()
-    start = time.monotonic()
     for name in names:
         fleet.release(name)
-    assert time.monotonic() - start < 0.1
     assert not store.in_flight
     await until(lambda: counts_in(server.client, "c") == {})
     assert server.client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 3

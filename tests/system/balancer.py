@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,27 +15,13 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.waiting import free_port, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = ROOT / "addons" / "ai_lb.py"
 BIN = Path(sys.executable).parent
 
 _START_S = 30.0
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until(condition: Any, *, within_s: float, what: str) -> None:
-    """Poll until `condition()` is true; fail with `what` when it is not in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
 
 
 class Balancer:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tests.system.balancer import Balancer, wait_until
+from tests.system.balancer import Balancer
+from tests.waiting import wait_until
 
 PATH = b"/v1/chat/completions"
 QUICK = ("--ttft", "0.03", "--tpot", "0.005", "--max-num-seqs", "200")
@@ -45,6 +46,11 @@ class Seen:
     def head(self) -> dict[str, str]:
         lines = self.raw.partition(b"\r\n\r\n")[0].decode("latin-1").lower().split("\r\n")[1:]
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    @property
+    def attempts(self) -> int:
+        """How many engines were asked."""
+        return int(self.head.get("x-ai-lb-attempts", "1"))
 
     @property
     def body(self) -> bytes:

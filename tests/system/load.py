@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from tests.system.balancer import Balancer
@@ -129,12 +129,3 @@ class Load:
         if status != "200":
             return status
         return "ok" if b"data: [DONE]" in got and got.endswith(b"0\r\n\r\n") else "cut"
-
-
-async def eventually(condition: Callable[[], bool], *, within_s: float, what: str) -> None:
-    """Poll until `condition()` is true; fail with `what` when it is not in time."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
-    while not await asyncio.to_thread(condition):
-        assert loop.time() < deadline, f"not within {within_s} s: {what}"
-        await asyncio.sleep(0.05)

@@ -16,7 +16,7 @@ from tests.fault_proxy import FaultProxy
 from tests.redis.servers import counts_in, redis_server
 from tests.system.balancer import Balancer, Engines
 from tests.system.clients import PATH, QUICK, Seen, and_nothing_is_left, ask, request, served, settings
-from tests.system.load import eventually
+from tests.waiting import eventually
 
 
 async def test_a_client_that_leaves_while_redis_is_asked_leaves_nothing_and_reaches_no_engine(

@@ -13,8 +13,9 @@ import pytest
 from tests.fault_proxy import FaultProxy
 from tests.redis.servers import RedisServer, counts_in, ledgers_in
 from tests.system.balancer import Balancer, Engines
-from tests.system.load import Load, eventually
+from tests.system.load import Load
 from tests.system.sharing import PASSWORD, counted, opened, sharing
+from tests.waiting import eventually
 
 SHARE_THAT_LEAVES = 0.3
 LENGTH_S = 0.1

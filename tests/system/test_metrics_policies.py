@@ -15,7 +15,8 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from tests.system.balancer import Balancer, Engines, wait_until
+from tests.system.balancer import Balancer, Engines
+from tests.waiting import wait_until
 
 PAGES = Path(__file__).resolve().parents[1] / "data" / "metrics"
 ADAPTER = "sql-lora"
@@ -162,7 +163,7 @@ async def steered(folder: Path, policy: str, *, seconds: float) -> None:
     late = Counter(answer.endpoint for answer in answers[begun:])
     print(f"{policy}: {len(answers)} answers, {dict(total)}; after a third of the time {dict(late)}")
     assert {answer.status for answer in answers} == {200}
-    assert len(answers) > 30 * seconds
+    assert len(answers) > 15 * seconds
     # The frozen one: what came to it is stuck, and it gets hardly anything once that is noticed.
     assert clients.stuck == total["frozen"] <= min(len(models) / 2, total.total() / 6)
     assert total["frozen"] - early["frozen"] <= 0.02 * total.total() + 1
@@ -246,7 +247,7 @@ async def without_pages(folder: Path, number: int, *, clients: int) -> tuple[flo
 
 async def test_400_requests_are_served_as_fast_while_every_page_hangs(tmp_path: Path) -> None:
     working, hanging = await without_pages(tmp_path, 400, clients=2)
-    assert hanging < working + 0.005
+    assert hanging < working + 0.05, "nobody waits for a page; the millisecond is for the long form"
 
 
 @pytest.mark.long

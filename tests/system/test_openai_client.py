@@ -11,7 +11,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.system.balancer import Balancer, Engines, wait_until
+from tests.system.balancer import Balancer, Engines
+from tests.waiting import wait_until
 
 IMAGE = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 TOOLS: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]

@@ -16,7 +16,8 @@ from lb_core.stores.ledger import OWNERS, key
 from tests.redis.servers import RedisServer, counts_in, redis_server
 from tests.system.balancer import ADDON, Balancer, Engines
 from tests.system.clients import PATIENT, Clients, ask, request, settings
-from tests.system.load import Load, eventually, stream_request
+from tests.system.load import Load, stream_request
+from tests.waiting import eventually
 
 RECLAIM_S = 7.0
 """A lease of 5 s, a heartbeat of 1 s, and a second for the others to see it."""

@@ -14,10 +14,11 @@ import pytest
 
 from lb_core.stores.ledger import COUNTS, LEDGER, OWNERS, key
 from tests.fault_proxy import Fault, FaultProxy
-from tests.redis.servers import RedisServer, until
+from tests.redis.servers import RedisServer
 from tests.system.balancer import Balancer, Engines
-from tests.system.load import Load, eventually
+from tests.system.load import Load
 from tests.system.sharing import PASSWORD, counted, opened, sharing
+from tests.waiting import eventually, until
 
 EXACT_S = 2.0
 """From the end of the fault; a failover may take 10 s. For a quarter of a second of it the load goes on."""
@@ -155,9 +156,7 @@ async def test_a_replica_that_lags_takes_over(tmp_path: Path, redis: RedisServer
         replica = RedisServer(*source, password=PASSWORD)
         try:
             await asyncio.to_thread(replica.start)
-            await until(
-                lambda: replica.client.info("replication")["master_link_status"] == "up", timeout_s=10
-            )
+            await until(lambda: replica.client.info("replication")["master_link_status"] == "up", within_s=10)
             async with loaded(tmp_path, switch.port, size) as site:
                 await replication.set(Fault.REFUSE)
                 await asyncio.sleep(size.fault_s)

@@ -14,7 +14,8 @@ import yaml
 
 from tests.system.balancer import Balancer, Engines
 from tests.system.clients import PATIENT
-from tests.system.load import Load, eventually
+from tests.system.load import Load
+from tests.waiting import eventually
 
 
 def config(engines: Engines, names: list[str], **more: Any) -> dict[str, Any]:

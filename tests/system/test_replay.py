@@ -5,8 +5,9 @@ from pathlib import Path
 from mitmproxy import http
 from mitmproxy.io import FlowReader
 
-from tests.system.balancer import Balancer, Engines, wait_until
+from tests.system.balancer import Balancer, Engines
 from tests.system.capture import CAPTURED, REQUESTS
+from tests.waiting import wait_until
 
 
 def flows(path: Path) -> list[http.HTTPFlow]:

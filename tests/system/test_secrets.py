@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from tests.redis.servers import RedisServer, redis_server
-from tests.system.balancer import Balancer, Engines, free_port
+from tests.system.balancer import Balancer, Engines
+from tests.waiting import free_port
 
 KEY = "canary-key-4711"
 QUERY = "canary-query-4711"

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from tests.redis.servers import redis_server
-from tests.system.balancer import Balancer, Engines, wait_until
+from tests.system.balancer import Balancer, Engines
 from tests.system.test_metrics_policies import Answer, ask, body
+from tests.waiting import wait_until
 
 NAMES = ("east", "west")
 QUEUE_SIZE = 20

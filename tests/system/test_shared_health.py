@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.redis.servers import redis_server
 from tests.system.balancer import Balancer, Engines
 from tests.system.clients import QUICK, Clients, and_nothing_is_left, ask, ejections, request, settings
-from tests.system.load import eventually
+from tests.waiting import eventually
 
 
 async def test_an_engine_that_one_balancer_ejected_gets_nothing_from_the_other_either(tmp_path: Path) -> None:

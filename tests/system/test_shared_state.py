@@ -11,8 +11,9 @@ from redis import Redis
 
 from tests.redis.servers import RedisServer
 from tests.system.balancer import Balancer, Engines
-from tests.system.load import Load, eventually
+from tests.system.load import Load
 from tests.system.sharing import PASSWORD, config, counted, opened
+from tests.waiting import eventually
 
 
 async def killed_once(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.system.balancer import ADDON, BIN, Balancer, free_port, wait_until
+from tests.system.balancer import ADDON, BIN, Balancer
+from tests.waiting import free_port, wait_until
 
 CLUSTER = {"clusters": {"c": {"endpoints": [{"url": "http://127.0.0.1:1", "name": "nobody"}]}}}
 
