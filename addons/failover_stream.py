@@ -72,11 +72,6 @@ class FailoverStream(ClientStream):
         generator: layer.CommandGenerator[None] = super()._handle_event(event)
         return generator
 
-    def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """After an upgrade: events for the protocol that came instead, which asked for no timer."""
-        if not isinstance(event, events.Wakeup):
-            yield from super().passthrough(event)
-
     # -- there: connect and send --------------------------------------------------------------------
 
     def make_server_connection(self) -> layer.CommandGenerator[bool]:

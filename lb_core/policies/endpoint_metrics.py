@@ -53,9 +53,9 @@ class EndpointMetrics:
 
     A missing signal is not 0. An endpoint without it passes the filters of that signal when others do, and
     alone makes none succeed; that it has an adapter is taken from what it says alone. Endpoints whose page
-    is older than `stale_after_s` (None: the cluster's `metrics.stale_after`), or that have none, are never
-    preferred; where all are such, the requests in flight decide. `rate_limit`: an endpoint that had this
-    share of the last 100 choices comes last.
+    is older than the cluster's `metrics.stale_after`, or that have none, are never preferred; where all are
+    such, the requests in flight decide. `rate_limit`: an endpoint that had this share of the last 100
+    choices comes last.
     """
 
     name: ClassVar[str] = "endpoint_metrics"
@@ -69,7 +69,6 @@ class EndpointMetrics:
     sheddable_waiting: Annotated[float, Field(ge=0)] = 5
     sheddable_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.8
     criticality_header: HeaderRead = ""
-    stale_after_s: Annotated[float, Field(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError where the target metric is missing."""
@@ -89,7 +88,7 @@ class EndpointMetrics:
             observation = snapshot.metrics.get(choice.endpoint.name)
             if observation is None:
                 unknown.append(choice)
-            elif observation.age_s > (self.stale_after_s or observation.stale_after_s):
+            elif observation.age_s > observation.stale_after_s:
                 stale.append(choice)
             elif (seen := self._seen(choice, observation, snapshot)) is None:
                 unknown.append(choice)

@@ -68,8 +68,7 @@ def _servers(count: int) -> Iterator[list[int]]:
 
 async def _decide(board: Board, count: int, seconds: float) -> tuple[list[float], list[float]]:
     """Decisions at a steady rate: the seconds that each took, and how late each began."""
-    # Without the scraper the pages grow old; the tree shall have the same work then.
-    policy, members = EndpointMetrics(stale_after_s=3600), endpoints(count)
+    policy, members = EndpointMetrics(), endpoints(count)
     choices, names = tuple(Choice(member) for member in members), [member.name for member in members]
     took, late = [], []
     loop = asyncio.get_running_loop()
@@ -98,7 +97,8 @@ def _thread_seconds(thread_id: int) -> float:
 
 
 async def _measure(count: int, interval_s: float, seconds: float) -> None:
-    board = Board(clock=time.perf_counter)
+    # Without the scraper the pages grow old; the tree shall have the same work then.
+    board = Board(clock=time.perf_counter, stale_after_s=3600)
     arrived: list[Scrape] = []
 
     def deliver(scrape: Scrape) -> None:

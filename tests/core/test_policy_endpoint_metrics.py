@@ -36,6 +36,7 @@ class Engine:
     kv_usage: float | None = 0.5
     loras: str | None = None
     age: float = 0
+    stale_after: float = 5
     since: int = 0
     running: float | None = 0
     in_flight: int = 0
@@ -58,7 +59,7 @@ class Engine:
             running_adapters=adapters,
             raw=self.raw,
         )
-        return Observation(metrics, self.age, self.since)
+        return Observation(metrics, self.age, self.since, self.stale_after)
 
 
 E = Engine
@@ -167,7 +168,7 @@ CASES = [
     case("not yet stale", E(0, age=5), E(40), first="a", reason="queue"),
     case("all stale", E(0, age=6), E(40, age=9), first="ab", reason="all_stale"),
     case("stale or no page", E(0, age=6), None, first="ab", reason="all_stale"),
-    case("another age", E(0, age=2), E(40), first="b", reason="alike", policy={"stale_after_s": 1}),
+    case("another age", E(0, age=2, stale_after=1), E(40), first="b", reason="alike"),
     # Own requests.
     case("8 since", E(0, since=8), E(5), first="b", reason="queue"),
     case("50 since is not below 50", E(0, since=50), E(49), first="b", reason="queue"),
@@ -498,7 +499,7 @@ def test_the_examples_of_higress_load_unchanged() -> None:
         ("metric_policy: most, target_metric: ' '", "needs target_metric"),
         ("metric_policy: best", "lb_config.metric_policy: 'best' is not one of 'default', 'least', 'most'"),
         ("rate_limit: 1.5", "lb_config.rate_limit: 1.5 is not between 0 and 1"),
-        ("stale_after_s: 0", "lb_config.stale_after_s: 0 is not more than 0"),
+        ("waiting_threshold: 0", "lb_config.waiting_threshold: 0 is not more than 0"),
         ("waiting_treshold: 3", "lb_config.waiting_treshold: unknown key"),
     ],
 )

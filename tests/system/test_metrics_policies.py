@@ -205,9 +205,7 @@ async def without_pages(folder: Path, number: int, *, clients: int) -> tuple[flo
     with ExitStack() as stack:
         fleets = [stack.enter_context(Engines(3, *quick)) for _ in range(2)]
         balancers = [
-            stack.enter_context(
-                Balancer(folder, config(engines.endpoints(), {"stale_after_s": 1}, stale_after=1))
-            )
+            stack.enter_context(Balancer(folder, config(engines.endpoints(), {}, stale_after=1)))
             for engines in fleets
         ]
         with_pages: list[Answer] = []
