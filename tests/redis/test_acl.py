@@ -54,7 +54,7 @@ async def test_the_balancer_works_as_the_user_of_the_readme(own_server: RedisSer
     links = Links()
     link = links.to(config, key("c", COUNTS))
     link.start()
-    await link.settled()
+    await until(lambda: link.up)
     index = RedisPrefixIndex(link, "c")
     assert await index.secret()
     index.record((b"k" * 16,), "e0")

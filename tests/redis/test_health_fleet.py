@@ -16,7 +16,7 @@ from tests.waiting import until
 async def gates(links: Links, server: RedisServer, count: int) -> list[RedisFleet]:
     link = links.to(server.config, key("c", COUNTS))
     link.start()
-    await link.settled()
+    await until(lambda: link.up)
     return [RedisFleet(link, "c", f"balancer-{number}") for number in range(count)]
 
 

@@ -18,8 +18,8 @@ def clients(server: RedisServer) -> int:
 
 async def connected(links: Links, server: RedisServer) -> Link:
     link = links.to(server.config, "k")
-    await link.settled()
-    assert link.up
+    link.start()
+    await until(lambda: link.up)
     return link
 
 

@@ -18,6 +18,7 @@ from tests.core.build import endpoints
 from tests.core.test_prefix_finder import Lane, Message, asking, reply, user
 from tests.core.test_prefix_index import TTL_S, IndexContract, made
 from tests.redis.servers import RedisServer, owner_of
+from tests.waiting import until
 
 HEAD = "{ai_lb:c}:"
 
@@ -25,8 +26,7 @@ HEAD = "{ai_lb:c}:"
 async def connected(links: Links, server: RedisServer) -> Link:
     link = links.to(server.config, HEAD + "s")
     link.start()
-    await link.settled()
-    assert link.up
+    await until(lambda: link.up)
     return link
 
 
@@ -103,7 +103,7 @@ async def test_keys_have_one_hash_tag_so_that_a_cluster_takes_them(
     settings = cluster[0].url("redis+cluster")
     link = links.to(settings, HEAD + "s")
     link.start()
-    await link.settled()
+    await until(lambda: link.up)
     index = RedisPrefixIndex(link, "c")
     assert await index.secret()
     await put(index, made(*range(16)), "a")

@@ -200,7 +200,7 @@ async def test_an_engine_that_answers_500_at_once_fails_less_than_one_in_a_hundr
 async def test_no_request_fails_while_another_queue_has_room(tmp_path: Path, fault: str) -> None:
     with Engines(2, *QUICK) as engines, Balancer(tmp_path, settings(engines.endpoints())) as balancer:
         engines.fault("sim-1", fault)
-        async with Clients(balancer, per_s=40) as clients:
+        async with Clients(balancer, per_s=20) as clients:
             await asyncio.sleep(4)
         total = engines.truth()["sim-1"]["total"]
         print(f"\n{fault}: {dict(clients.outcomes())}, requests to the full one {total}")
