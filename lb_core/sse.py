@@ -212,12 +212,13 @@ def _error_of(event: dict[str, object] | None, name: str) -> str | None:
     event = event or {}
     response = event.get("response")
     error = event.get("error") or (response.get("error") if isinstance(response, dict) else None)
-    if not error and name != "error" and event.get("type") != "error":
+    if not error and name != "error" and "error" not in (event.get("type"), event.get("object")):
         return None
     source = error if isinstance(error, dict) else event
-    values = (source.get(key) for key in _ERROR_KEYS)
-    words = [str(value) for value in values if isinstance(value, str | int) and _WORD.fullmatch(str(value))]
-    return next((word for word in words if known_status(word)), words[0] if words else "error")
+    values = [str(value) for key in _ERROR_KEYS if isinstance(value := source.get(key), str | int)]
+    known = (value.replace(" ", "_") for value in values if known_status(value))  # "Service Unavailable"
+    words = (value for value in (*known, *values) if _WORD.fullmatch(value))
+    return next(words, "error")
 
 
 def _merged(known: Usage, event: dict[str, object]) -> Usage:
