@@ -101,6 +101,7 @@ class Assembly:
         )
         board.on_change = partial(_engine_changed, cluster)
         board.on_step = health.stepped
+        board.on_page = health.page
         return cluster
 
     def checker(self, cluster: Cluster) -> Checker | None:

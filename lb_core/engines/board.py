@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from lb_core.engines.model import EngineMetrics, Observation, Scrape
+from lb_core.engines.model import LATE, EngineMetrics, Observation, Scrape
 from lb_core.engines.watch import Change, Watch
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class _Engine:
     missing: tuple[str, ...] = ()
     error: str = ""
     """Why there was no page when it went missing."""
+    hangs: bool = False
 
 
 class Board:
@@ -39,7 +40,8 @@ class Board:
 
     `clock` is the balancer's and the scraper's. `on_change` hears of every change of an engine's health, as
     (endpoint, change); after RESTARTED and ASLEEP nothing is left of what the engine had cached. `on_step`
-    hears of every page by which an engine has done something since the page before.
+    hears of every page by which an engine has done something since the page before, and `on_page` of a page
+    that was known and hangs, as (endpoint, True), and of the end of that.
 
     That an engine sleeps or is stalled holds while the last page to say so is not older than `stale_after_s`:
     pages that fail for a shorter time change nothing, and an engine that shows none gets requests again.
@@ -52,11 +54,13 @@ class Board:
         stale_after_s: float = STALE_AFTER_S,
         on_change: Callable[[str, Change], None] = lambda endpoint, change: None,
         on_step: Callable[[str], None] = lambda endpoint: None,
+        on_page: Callable[[str, bool], None] = lambda endpoint, hangs: None,
     ) -> None:
         self._clock = clock
         self.stale_after_s = stale_after_s
         self.on_change = on_change
         self.on_step = on_step
+        self.on_page = on_page
         self._needed = True
         self._engines: dict[str, _Engine] = {}
 
@@ -64,6 +68,7 @@ class Board:
         """Take in a finished visit. One that was begun before the newest page is ignored."""
         engine = self._engine(scrape.endpoint)
         metrics = scrape.metrics
+        self._tell_hanging(scrape.endpoint, engine, engine.metrics is not None and scrape.error == LATE)
         if metrics is None:
             # A visit that fails now and then has no consequence.
             if engine.metrics is None or self._clock() - engine.metrics.at > self.stale_after_s:
@@ -111,7 +116,8 @@ class Board:
     def forget(self) -> None:
         """Nobody is visited any more: nothing is known of the engines, and no verdict stands."""
         self._lapse(inf)
-        for engine in self._engines.values():
+        for name, engine in self._engines.items():
+            self._tell_hanging(name, engine, False)
             engine.metrics, engine.watch, engine.missing = None, Watch(), ()
             engine.since = len(engine.placed)
 
@@ -163,6 +169,11 @@ class Board:
             if signal not in engine.missing and (self._needed or signal == PAGE):
                 what = "metrics are" if signal == PAGE else f"the metric {signal} is"
                 logger.info("Endpoint %s: %s back.", endpoint, what)
+
+    def _tell_hanging(self, endpoint: str, engine: _Engine, hangs: bool) -> None:
+        if hangs != engine.hangs:
+            engine.hangs = hangs
+            self.on_page(endpoint, hangs)
 
     def _tell_change(self, endpoint: str, change: Change) -> None:
         if change is Change.STALLED:

@@ -12,6 +12,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from lb_core.engines.model import LATE
+
 LARGEST_PAGE = 4 << 20
 """Decoded bytes. The largest real pages have some hundred kB."""
 _PIECE = 1 << 16
@@ -84,7 +86,7 @@ class Fetcher:
                 return self._body(response)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # ValueError: http.client's and urllib3's own for a length or a chunk that is no number.
-            raise PageError("no answer in time" if self._late(error) else "no connection") from None
+            raise PageError(LATE if self._late(error) else "no connection") from None
         except zlib.error:
             raise PageError("a body that cannot be decoded") from None
 
@@ -128,7 +130,7 @@ class Fetcher:
                 raise PageError("too large")
             pieces.append(decoded)
         if self._aborted:
-            raise PageError("no answer in time")
+            raise PageError(LATE)
         return b"".join(pieces)
 
 

@@ -56,6 +56,10 @@ class EngineMetrics:
         return self.running_adapters | (self.waiting_adapters or frozenset())
 
 
+LATE = "no answer in time"
+"""The error of a visit in which the page did not come, or not whole, though something accepts connections."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scrape:
     """How one visit of a page ended: with `metrics`, or with an `error` that names no address."""

@@ -56,8 +56,8 @@ class Attempt:
 
     def begin(self) -> "Attempt":
         """It is sent; gives itself."""
-        if self.work is Work.STREAM:
-            self._member.silence.began(self, self.started)
+        if self.work is not Work.OTHER:
+            self._member.silence.began(self, self.started, whole=self.work is Work.ANSWER)
         return self
 
     def connected(self) -> None:
@@ -72,8 +72,7 @@ class Attempt:
             return
         if self.work is not Work.OTHER and not self.answered:
             self.answered = True
-            if self.work is Work.STREAM:
-                self._member.silence.answered(self)
+            self._member.silence.answered(self)
             self._keeper.alive(self._member)
         self._succeed()
 
@@ -94,7 +93,7 @@ class Attempt:
         if verdict.kind is Kind.SUCCESS:
             self._succeed()
         self.over = True
-        if self.work is Work.STREAM and not self.answered:
+        if self.work is not Work.OTHER and not self.answered:
             self._member.silence.unanswered(self)
         if self.succeeded and verdict.kind in {Kind.FAILURE, Kind.REFUSED}:
             self._member.outlier.share.recant(self._tick)

@@ -91,6 +91,11 @@ class Reports(ABC):
         if (member := self._members.get(name)) is not None:
             self.alive(member)
 
+    def page(self, name: str, hangs: bool) -> None:
+        """Its metrics page does not come in time any more, or does again. Unknown names are ignored."""
+        if (member := self._members.get(name)) is not None:
+            member.silence.page(self._clock(), hangs)
+
     def checked(self, name: str, good: bool) -> None:
         """One active check. Unknown names are ignored."""
         member = self._members.get(name)

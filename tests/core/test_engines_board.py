@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from lb_core.engines.board import PAGE, Board
-from lb_core.engines.model import EngineMetrics, Observation, Scrape
+from lb_core.engines.model import LATE, EngineMetrics, Observation, Scrape
 from lb_core.engines.shares import RecentChoices
 from lb_core.engines.watch import Change
 
@@ -23,8 +23,11 @@ class Desk:
     def __init__(self) -> None:
         self.clock = Clock()
         self.changes: list[tuple[str, Change]] = []
+        self.pages: list[tuple[str, bool]] = []
         self.board = Board(
-            clock=self.clock, on_change=lambda name, change: self.changes.append((name, change))
+            clock=self.clock,
+            on_change=lambda name, change: self.changes.append((name, change)),
+            on_page=lambda name, hangs: self.pages.append((name, hangs)),
         )
 
     def page(self, at: float, **values: object) -> EngineMetrics:
@@ -33,8 +36,8 @@ class Desk:
         self.board.take(Scrape("a", at, 0.1, metrics))
         return metrics
 
-    def fail(self) -> None:
-        self.board.take(Scrape("a", self.clock.now, 1.0, error="HTTP 404"))
+    def fail(self, error: str = "HTTP 404") -> None:
+        self.board.take(Scrape("a", self.clock.now, 1.0, error=error))
 
     def since(self) -> int:
         return self.board.observations(["a"])["a"].placed_since
@@ -138,6 +141,18 @@ def test_a_step_is_told_and_a_first_page_is_none(desk: Desk) -> None:
     desk.page(at=102, progress=2.0)
     desk.page(at=103)
     assert steps == ["a"]
+
+
+def test_a_known_page_that_hangs_is_told_until_anything_comes(desk: Desk) -> None:
+    desk.fail(LATE)
+    assert desk.pages == [], "nobody knows if there is a page"
+    for ends in (lambda: desk.page(at=100), desk.fail, desk.board.forget):
+        desk.page(at=100)
+        desk.fail(LATE)
+        desk.fail(LATE)
+        ends()
+        assert desk.pages == [("a", True), ("a", False)]
+        desk.pages.clear()
 
 
 def test_own_requests_make_a_hung_engine_stalled(desk: Desk) -> None:

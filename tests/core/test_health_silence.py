@@ -95,6 +95,36 @@ def test_an_answer_in_one_piece_may_take_any_time(work: Work) -> None:
     assert not rig.changes
 
 
+def test_a_page_that_hangs_as_long_as_an_answer_is_awaited_shows_silence() -> None:
+    rig = Rig(4)
+    answer = rig.start("e0", Work.ANSWER)
+    pass_time(rig, 60)
+    rig.health.page("e0", True)
+    pass_time(rig, 124)
+    assert not rig.changes
+    pass_time(rig, 1)
+    assert rig.said("e0") == [("ejected", "silent")]
+    rig.health.page("e0", False)
+    answer.content()
+    assert rig.said("e0")[1:] == [("healthy", "recovered")]
+
+
+def test_a_page_that_hangs_for_a_while_or_while_nobody_waits_shows_nothing() -> None:
+    rig = Rig(4)
+    rig.health.page("e0", True)
+    pass_time(rig, 300)
+    rig.start("e0", Work.ANSWER).ended(SUCCESS)
+    failed = rig.start("e0", Work.ANSWER)
+    pass_time(rig, 100)
+    failed.ended(IGNORED)
+    rig.start("e0", Work.ANSWER)
+    pass_time(rig, 100)
+    rig.health.page("e0", False)
+    pass_time(rig, 300)
+    rig.health.page("gone", True)
+    assert not rig.changes
+
+
 def test_answers_of_a_front_end_are_no_sign_of_life() -> None:
     rig = Rig(4)
     rig.start("e0", Work.STREAM)

@@ -260,6 +260,22 @@ MUTATIONS = (
         _BOARDS + "test_a_step_is_told_and_a_first_page_is_none",
     ),
     Mutation(
+        "a page that hangs is told to nobody",
+        _BOARD,
+        "Board._tell_hanging",
+        "self.on_page(endpoint, hangs)",
+        "pass",
+        _BOARDS + "test_a_known_page_that_hangs_is_told_until_anything_comes",
+    ),
+    Mutation(
+        "the health does not hear of pages that hang",
+        _ASSEMBLY,
+        "Assembly._new",
+        "board.on_page = health.page",
+        "pass",
+        "tests/system/test_failures.py::test_a_stopped_engine_gets_no_more_requests_for_answers_in_one_piece",
+    ),
+    Mutation(
         "the health does not hear of steps",
         _ASSEMBLY,
         "Assembly._new",

@@ -31,7 +31,7 @@ from tests.system.clients import (
     served,
     settings,
 )
-from tests.waiting import eventually, free_port, wait_until
+from tests.waiting import eventually, free_port, until, wait_until
 
 
 @contextmanager
@@ -418,6 +418,37 @@ async def frozen(folder: Path, case: str, health: dict[str, Any], *, after_s: fl
 @pytest.mark.parametrize("case", FROZEN)
 async def test_a_frozen_engine_gets_no_request_once_its_silence_is_noticed(tmp_path: Path, case: str) -> None:
     await frozen(tmp_path, case, {"silent_s": 5}, after_s=7, watch_s=4)
+
+
+async def test_a_stopped_engine_gets_no_more_requests_for_answers_in_one_piece(tmp_path: Path) -> None:
+    # They may take any time; but the page of a process that is stopped does not come, either.
+    with ExitStack() as stack:
+        alive, stopped = (stack.enter_context(Engines(1, *QUICK)) for _ in range(2))
+        endpoints = [{**each.endpoints()[0], "name": name} for name, each in (("a", alive), ("b", stopped))]
+        config = settings(endpoints, {"silent_s": 4}) | {"lb_policy": "round_robin", "lb_config": {}}
+        balancer = stack.enter_context(Balancer(tmp_path, config))
+        assert stopped.process is not None
+        await asyncio.sleep(3)  # the pages are known then: a page that never came shows nothing
+        stopped.process.send_signal(signal.SIGSTOP)
+        tasks: list[asyncio.Task[Seen]] = []
+
+        def ask_both() -> None:
+            tasks.extend(asyncio.create_task(ask(balancer.port, request(stream=False))) for _ in range(4))
+
+        try:
+            ask_both()
+            await eventually(lambda: ejections(balancer) == 1, "its silence is noticed", within_s=15)
+            waits = balancer.in_flight()
+            ask_both()
+            await until(lambda: sum(task.done() for task in tasks) == 6, "the other serves all that is new")
+            assert balancer.in_flight() == waits == 2
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+        assert [each.outcome for each in await asyncio.gather(*tasks)] == ["ok"] * 8
+        await eventually(
+            lambda: balancer.metric("ai_lb_health_changes_total", state="healthy") == 1, "it is back"
+        )
+        and_nothing_is_left(balancer)
 
 
 @pytest.mark.long
