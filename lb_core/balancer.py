@@ -137,7 +137,7 @@ class Balancer:
                 snapshot, eligible = cluster.snapshot(placement.request.model)
             except RouteError:
                 return None
-            rest = _without(placement.decision, home.tried, snapshot)
+            rest = _left(placement.decision, home.tried, snapshot)
             placed = place(rest, cluster.store.in_flight, placement.request.tie)
             if placed is None:
                 return None
@@ -271,12 +271,17 @@ def _verdict(outcome: Outcome) -> Verdict:
     )
 
 
-def _without(decision: Decision, tried: set[str], snapshot: Snapshot) -> Decision:
-    """The decision's tiers, with the same indices, less who was tried or is not available any more."""
-    available = {choice.endpoint.name for choice in snapshot.candidates} - tried
+def _left(decision: Decision, tried: set[str], snapshot: Snapshot) -> Decision:
+    """The decision's tiers, with the same indices, of those who are available now and were not tried.
+
+    Each choice is that of `snapshot`: a reload may have moved an endpoint to another address since.
+    """
+    now = {choice.endpoint.name: choice for choice in snapshot.candidates}
+    for name in tried:
+        now.pop(name, None)
     tiers = (
         Tier(
-            tuple(choice for choice in tier.choices if choice.endpoint.name in available),
+            tuple(now[choice.endpoint.name] for choice in tier.choices if choice.endpoint.name in now),
             tier.reason,
             tier.detail,
         )

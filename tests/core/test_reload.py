@@ -74,6 +74,21 @@ async def answered(runtime: Runtime) -> Placement:
     return placement
 
 
+async def test_a_retry_after_a_reload_goes_to_the_address_that_is_configured_now() -> None:
+    members = "clusters: {c: {metrics: false, endpoints: %s}}"
+    a, b, c = ({"url": f"http://127.0.0.1:{port}", "name": name} for port, name in enumerate("abc", 1))
+    runtime = Runtime(loads(members % [a, b, c]))
+    asked = runtime.balancer.request(host="a.test", path="/", headers={}, session=None, llm=None)
+    placement = await runtime.balancer.route(asked, started=0.0)
+    assert placement.endpoint.name == "a"
+    runtime.apply(loads(members % [a, {**b, "url": "http://127.0.0.1:22"}]))
+    moved = await runtime.balancer.retry(placement, Outcome(Ending.UPSTREAM_FAILED, connected=False))
+    assert moved is not None
+    assert (moved.endpoint.name, moved.endpoint.port) == ("b", 22)
+    assert await runtime.balancer.retry(moved, Outcome(Ending.UPSTREAM_FAILED, connected=False)) is None
+    await runtime.close()
+
+
 async def test_services_keep_their_samples_over_a_reload_that_changes_something_else() -> None:
     latency = SERVICES.replace("LeastBusy", "LeastTotalLatency")
     runtime = Runtime(loads(ENDPOINTS + latency))
