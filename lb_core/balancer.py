@@ -187,7 +187,11 @@ class Balancer:
             for _ in range(_ADMISSIONS):
                 # Nothing is awaited from here until the request is counted.
                 snapshot, eligible = cluster.snapshot(
-                    request.model, found, recent=route.recent.counts, metrics=wants_metrics
+                    request.model,
+                    found,
+                    route=route.name,
+                    recent=route.recent.counts,
+                    metrics=wants_metrics,
                 )
                 decision = policy.decide(request, snapshot)
                 if not decision.tiers:

@@ -1,7 +1,7 @@
 """The live view of one cluster: who its members are and which of them may serve a request."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from lb_core.engines.board import Board
@@ -31,6 +31,8 @@ class _Serving:
     """None is all."""
     version: int = -1
     available: tuple[Choice, ...] = ()
+    turns: dict[str, int] = field(default_factory=dict)
+    """How many decisions each route has made on them."""
 
 
 class Cluster:
@@ -62,7 +64,6 @@ class Cluster:
         self.endpoints: tuple[Endpoint, ...] = ()
         self._new_finder = new_finder
         self._finders: dict[PrefixCache, PrefixFinder] = {}
-        self._decisions = 0
         self._take(endpoints)
 
     def members(self, endpoints: tuple[Endpoint, ...]) -> None:
@@ -109,14 +110,16 @@ class Cluster:
         model: str | None,
         found: Found | None = None,
         *,
+        route: str | None = None,
         recent: Mapping[str, int] = _NOTHING,
         metrics: bool = False,
     ) -> tuple[Snapshot, Eligibility]:
         """Give the endpoints that may serve `model` now; None is a request that names none.
 
-        `found` is what is remembered of the prompt, `recent` how often each endpoint was chosen of late,
-        `metrics` whether what the engines report is wanted. Raises NoEndpoint when none is available,
-        ModelNotFound when none serves the model.
+        `route` is the name of the route that decides on them, None if nobody does; `found` what is
+        remembered of the prompt, `recent` how often each endpoint was chosen of late, `metrics` whether what
+        the engines report is wanted. Raises NoEndpoint when none is available, ModelNotFound when none serves
+        the model.
         """
         serving = self._all if model is None or not self._choosy else self._serving(model)
         in_flight = self.store.in_flight
@@ -126,8 +129,10 @@ class Cluster:
             if self._all.choices and not serving.choices:
                 raise ModelNotFound("No endpoint serves the model that was asked for.")
             raise NoEndpoint("No endpoint is available.")
-        sequence = self._decisions
-        self._decisions += 1
+        sequence = 0
+        if route is not None:
+            sequence = serving.turns.get(route, 0)
+            serving.turns[route] = sequence + 1
         prefix = found.among(candidates) if found else None
         observed: Mapping[str, Observation] = (
             self.board.observations(choice.endpoint.name for choice in candidates) if metrics else _UNSEEN

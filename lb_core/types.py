@@ -88,7 +88,8 @@ class Snapshot:
     in_flight: Mapping[str, int]
     """Requests in flight over all balancers by endpoint name, as last heard; absent is 0."""
     sequence: int
-    """How many decisions this cluster has made before; what rotates a round robin."""
+    """How many decisions the route has made before among the endpoints that serve the model; what rotates a
+    round robin."""
     prefix: PrefixMatch | None = None
     """For policies that declare the signal `prefix`; None where nothing of the prompt is known."""
     metrics: Mapping[str, Observation] = field(default_factory=dict)

@@ -16,7 +16,7 @@ _LONGEST_SCHEDULE = 10_000
 class RoundRobin:
     """Smooth weighted round robin: in every turn an endpoint comes up as often as its weight says.
 
-    With equal weights this is plain rotation. The turn is a function of the cluster's decision count, so
+    With equal weights this is plain rotation. The turn is a function of the route's decision count, so
     the policy keeps no state. Algorithm: nginx's smooth weighted round robin, laid out once for the weights.
     """
 
