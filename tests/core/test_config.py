@@ -363,10 +363,24 @@ def test_endpoints_have_stable_names_default_ports_and_their_limits() -> None:
     """)
     first, second, third = loaded.clusters["llama"].endpoints
     assert loaded.clusters["llama"].balance == "least_request"
-    assert (first.name, first.scheme, first.host, first.port) == ("llama-e1736e", "http", "10.0.0.1", 8000)
+    assert (first.name, first.scheme, first.host, first.port) == (
+        "llama-e1736e4b8371",
+        "http",
+        "10.0.0.1",
+        8000,
+    )
     assert (second.name, second.host, second.port, second.weight) == ("gpu-2", "gpu.example", 443, 2)
     assert (second.max_in_flight, second.models) == (64, ("llama-*",))
     assert (third.host, third.port, third.models, third.max_in_flight) == ("::1", 80, ("mistral",), None)
+
+
+def test_a_thousand_endpoints_without_names_have_names_of_their_own_that_tell_no_address() -> None:
+    urls = [f"http://10.0.{number >> 8}.{number & 255}:80" for number in range(1000)]
+    names = [each.name for each in config(f"clusters: {{c: {{endpoints: {urls}}}}}").clusters["c"].endpoints]
+    assert len(set(names)) == 1000
+    again = config(f"clusters: {{c: {{endpoints: {urls[::-1]}}}}}").clusters["c"].endpoints
+    assert [each.name for each in reversed(again)] == names
+    assert not any("10.0" in name for name in names)
 
 
 def test_routes_keep_their_order_and_take_the_default_policy_only_by_having_none() -> None:

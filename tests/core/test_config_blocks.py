@@ -491,7 +491,7 @@ def test_variables_are_filled_in_a_file_of_endpoints_too(tmp_path: Path) -> None
             "- {url: http://h, name: x}\n- {url: http://g, name: x}",
             [":2: [1].name: the name 'x' belongs to [0] already"],
         ),
-        ("- http://h\n- http://h", [":2: [1]: the same URL as endpoint 'a-4781ba' of this cluster"]),
+        ("- http://h\n- http://h", [":2: [1]: the same URL as endpoint 'a-4781ba7aa4cc' of this cluster"]),
         ("- dns+http://h", [":1: [0]: DNS names go into the configuration, not into this file"]),
     ],
 )
