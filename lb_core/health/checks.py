@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from lb_core.health.config import ChecksConfig
+from lb_core.trust import trusting
 from lb_core.types import Endpoint
 
 _AT_ONCE = 64
@@ -19,8 +20,8 @@ _GOOD = re.compile(rb"HTTP/1\.[01] [23][0-9][0-9](?: |\r?\n)")
 class Checker:
     """Checks the endpoints of one cluster. `report` is told each result: the name, and whether it is good.
 
-    `endpoints` is asked anew for each round, so it follows reloads. `tls` is for https; None trusts what
-    the system trusts. `dice` gives numbers in [0, 1).
+    `endpoints` is asked anew for each round, so it follows reloads. `tls` is for https; None trusts
+    what is trusted by default. `dice` gives numbers in [0, 1).
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Checker:
         self._endpoints = endpoints
         self._report = report
         self._dice = dice
-        self._tls = tls
+        self._tls = tls or trusting()
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self) -> None:
@@ -67,7 +68,7 @@ class Checker:
             return False
 
     async def _ask(self, endpoint: Endpoint) -> bool:
-        tls = (self._tls or True) if endpoint.scheme == "https" else None
+        tls = self._tls if endpoint.scheme == "https" else None
         name = (endpoint.server_name or endpoint.host) if tls else None
         reader, writer = await asyncio.open_connection(
             endpoint.host, endpoint.port, ssl=tls, server_hostname=name, limit=_LONGEST_LINE

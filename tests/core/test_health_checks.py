@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,22 @@ async def test_https_is_checked_with_the_given_trust(tmp_path: Path) -> None:
     async with serving(answering(b"HTTP/1.1 200 OK\r\n\r\n"), server) as endpoint:
         assert await checker(tls=trusting).check(endpoint)
         assert not await checker().check(endpoint), "unknown issuer"
+
+
+async def test_a_check_over_https_makes_no_trust_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes 20 to 50 ms of the event loop."""
+    checks, made = checker(), 0
+    make = ssl.SSLContext.__new__
+
+    def counted(cls: type[ssl.SSLContext], *args: Any, **options: Any) -> ssl.SSLContext:
+        nonlocal made
+        made += 1
+        return make(cls, *args, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "__new__", counted)
+    async with serving(silent) as endpoint:
+        assert not await checks.check(replace(endpoint, scheme="https"))
+    assert not made
 
 
 async def test_at_most_64_are_checked_at_the_same_time() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = [
-    {"errors", "skim", "bodies", "request", "engines"},
+    {"errors", "skim", "bodies", "request", "trust", "engines"},
     {"types"},
     {"drawing", "error_words", "recent", "record", "replies", "sse", "stats", "tasks"},
     {"retry", "services"},
