@@ -77,6 +77,8 @@ class Lifecycle(ABC):
             return
         try:
             proxy_options.check()
+            if proxy_options.TRUST & updated:
+                self._runtime.trust(proxy_options.trust())
             if "ai_lb_policy" in updated:
                 self._runtime.use_policy(ctx.options.ai_lb_policy)
                 logger.info("ai-lb: policy is now %s", ctx.options.ai_lb_policy or "as configured")
@@ -99,6 +101,7 @@ class Lifecycle(ABC):
             loaded = config.load(self._path)
             runtime = Runtime(loaded)
             runtime.use_policy(ctx.options.ai_lb_policy)
+            runtime.trust(proxy_options.trust())
             proxy_options.prepare(loaded.listen or DEFAULT_LISTEN)
         except ConfigError as error:
             for line in error.lines():

@@ -1,6 +1,7 @@
 """What mitmproxy must be set to for a balancer, and what it must not be set to."""
 
 import logging
+import ssl
 
 from mitmproxy import ctx, optmanager
 from mitmproxy.addonmanager import traverse
@@ -9,6 +10,7 @@ from mitmproxy.proxy import mode_specs
 from mitmproxy.tools.dump import DumpMaster
 
 from lb_core.config import Listen
+from lb_core.trust import trusting
 
 NOWHERE = "reverse:http://lb.invalid:1"
 """A target that cannot exist (RFC 6761): a request that is not routed goes nowhere."""
@@ -76,6 +78,19 @@ def _check_mode(spec: str) -> None:
 def _is_set(name: str) -> bool:
     # An option that was set to its default counts as set, which has_changed() cannot tell.
     return dict(ctx.options.items())[name].value is not optmanager.unset
+
+
+TRUST = {"ssl_insecure", "ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir"}
+"""mitmproxy's options for whom requests trust."""
+
+
+def trust() -> ssl.SSLContext:
+    """The same for what is no request: checks, and visits of pages. Raises ConfigError."""
+    return trusting(
+        ca_file=ctx.options.ssl_verify_upstream_trusted_ca,
+        ca_dir=ctx.options.ssl_verify_upstream_trusted_confdir,
+        insecure=ctx.options.ssl_insecure,
+    )
 
 
 def unknown_options() -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import random
 import secrets
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -36,10 +37,11 @@ _ALARMING = frozenset({"ejected", "panic", "stalled", "unhealthy"})
 
 
 class Assembly:
-    """Builds clusters. `links` are the Redis connections."""
+    """Builds clusters. `links` are the Redis connections, `tls` is how checks trust endpoints."""
 
     def __init__(self, stats: Stats, clock: Callable[[], float]) -> None:
         self.links = Links()
+        self.tls: ssl.SSLContext | None = None
         self._stats = stats
         self._clock = clock
         self._link_of: WeakKeyDictionary[Cluster, Link | None] = WeakKeyDictionary()
@@ -109,7 +111,9 @@ class Assembly:
         checks = cluster.health.config.checks
         if checks is None:
             return None
-        return Checker(checks, lambda: cluster.endpoints, cluster.health.checked, dice=random.random)
+        return Checker(
+            checks, lambda: cluster.endpoints, cluster.health.checked, dice=random.random, tls=self.tls
+        )
 
     def discovery(
         self,

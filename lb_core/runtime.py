@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from typing import Self, cast
@@ -69,6 +70,13 @@ class Runtime:
         self._take(config)
         self._start_parts()
         self._aim()
+
+    def trust(self, tls: ssl.SSLContext) -> None:
+        """Have checks and visits over https trust endpoints by this from now on."""
+        self._assembly.tls = self._visits.tls = tls
+        if self._ticker is not None:
+            self._start_parts()
+            self._aim()
 
     def _start_parts(self) -> None:
         """Start what the clusters need that has not been started yet, and stop what is of no use any more."""

@@ -1,6 +1,7 @@
 """Whose pages are visited, and whose board hears of them."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 
 from lb_core.cluster import Cluster
@@ -17,10 +18,12 @@ class Visits:
     """Has the pages of all endpoints visited, whatever the policies: they tell who sleeps, hangs or works.
 
     Where a policy needs the pages of a cluster, one that is missing is told as a WARNING. Where none does
-    it is told once, and is asked for less and less. Belongs to the event loop.
+    it is told once, and is asked for less and less. `tls` is how pages by https are trusted, from the next
+    `aim` on. Belongs to the event loop.
     """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
+        self.tls: ssl.SSLContext | None = None
         self._scraper = Scraper(self._scraped, clock=clock)
         self._started = False
         self._boards: dict[str, Board] = {}
@@ -50,7 +53,7 @@ class Visits:
                 continue
             for endpoint in cluster.endpoints:
                 self._boards[endpoint.name] = cluster.board
-                targets.append(_target(endpoint, how, needed.get(name)))
+                targets.append(_target(endpoint, how, needed.get(name), self.tls))
         self._scraper.set_targets(targets)
         if targets and not self._started:
             self._started = True
@@ -66,7 +69,9 @@ class Visits:
             board.take(scrape)
 
 
-def _target(endpoint: Endpoint, how: MetricsConfig, needed: set[str] | None) -> Target:
+def _target(
+    endpoint: Endpoint, how: MetricsConfig, needed: set[str] | None, tls: ssl.SSLContext | None
+) -> Target:
     return Target(
         endpoint.name,
         f"{endpoint.scheme}://{endpoint.authority}{how.path}",
@@ -76,4 +81,5 @@ def _target(endpoint: Endpoint, how: MetricsConfig, needed: set[str] | None) -> 
         metrics=tuple(sorted(needed or ())),
         eager=needed is not None,
         address=endpoint.host if endpoint.server_name else None,
+        tls=tls,
     )

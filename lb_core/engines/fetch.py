@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
@@ -13,6 +14,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from lb_core.engines.model import LATE
+from lb_core.trust import trusting
 
 LARGEST_PAGE = 4 << 20
 """Decoded bytes. The largest real pages have some hundred kB."""
@@ -20,6 +22,8 @@ _PIECE = 1 << 16
 
 # At DEBUG it logs paths of every scrape; at WARNING it repeats headers that it cannot read.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
+# Who sets mitmproxy to trust everybody knows it; the warning repeats the endpoint's address.
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 
 class PageError(Exception):
@@ -39,7 +43,8 @@ class Fetcher:
 
     `timeout_s` bounds each wait on the socket; the whole is bounded by whoever calls `abort` in time, from
     another thread. Headers that drip byte by byte can be stopped in no other way. `address` is where to
-    connect to in place of the URL's host, whose name the server hears all the same.
+    connect to in place of the URL's host, whose name the server hears all the same. `tls` is for https; None
+    trusts what is trusted by default.
     """
 
     def __init__(
@@ -49,10 +54,10 @@ class Fetcher:
         headers: Mapping[str, str] | None = None,
         address: str | None = None,
         timeout_s: float = 1.0,
-        verify: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        self._verify = verify
+        self._tls = tls or trusting()
         self._address = address
         self._connection: Any = None
         self._aborted = False
@@ -66,7 +71,7 @@ class Fetcher:
         self._request = self._session.prepare_request(
             requests.Request("GET", url, headers={**usual, **(headers or {})})
         )
-        pool: Any = adapter.get_connection_with_tls_context(self._request, verify=verify)
+        pool: Any = adapter.get_connection_with_tls_context(self._request, verify=True)
         self._make = pool.ConnectionCls
         pool.ConnectionCls = self._connect  # a factory does as well as a class, and knows what it made
 
@@ -79,7 +84,6 @@ class Fetcher:
                 stream=True,
                 timeout=(self._timeout_s, self._timeout_s),
                 allow_redirects=False,
-                verify=self._verify,
             ) as response:
                 if response.status_code != 200:
                     raise PageError(f"HTTP {response.status_code}")
@@ -105,10 +109,12 @@ class Fetcher:
         self._session.close()
 
     def _connect(self, *, host: str, **more: Any) -> Any:
-        if self._address is not None:
-            if issubclass(self._make, urllib3.connection.HTTPSConnection):
+        if issubclass(self._make, urllib3.connection.HTTPSConnection):
+            # It would make a context of its own for each connection, and trust requests' own list beside.
+            more |= {"ssl_context": self._tls, "cert_reqs": None, "ca_certs": None, "ca_cert_dir": None}
+            if self._address is not None:
                 more["server_hostname"] = host
-            host = self._address
+        host = self._address or host
         self._connection = self._make(host=host, **more)
         return self._connection
 

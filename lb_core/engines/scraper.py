@@ -10,6 +10,7 @@ import heapq
 import itertools
 import logging
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -55,8 +56,8 @@ class Target:
     """Visit it at every interval even if there has been no page for long."""
     address: str | None = None
     """Where to connect to in place of the URL's host; TLS and the Host header keep that."""
-    verify: bool = True
-    """Whether an https page needs a certificate that holds."""
+    tls: ssl.SSLContext | None = None
+    """What checks the certificate of an https page; None trusts what is trusted by default."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what could never be asked for; repeats no header."""
@@ -144,7 +145,7 @@ class _Visitor:
             headers=target.headers,
             address=target.address,
             timeout_s=target.timeout_s,
-            verify=target.verify,
+            tls=target.tls,
         )
 
     def visit(self) -> Scrape | None:

@@ -16,6 +16,7 @@ from mitmproxy.io import FlowReader, FlowWriter
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
 from tests.addon.proxy import Proxy
+from tests.core.site import PAGE, Site, private_tls, response, says
 from tests.waiting import until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret words"}]}
@@ -354,6 +355,26 @@ async def test_endpoints_are_drained_and_undrained_by_command(tmp_path: Path) ->
             assert b"x-ai-lb-endpoint: a" in head
             with pytest.raises(exceptions.CommandError, match="there is no endpoint nobody"):
                 call("ai_lb.drain", "nobody")
+
+
+async def test_checks_and_pages_trust_whom_requests_trust(tmp_path: Path) -> None:
+    authority = tmp_path / "private-ca-cert.pem"
+    async with Site(says(response(PAGE)), tls=private_tls(tmp_path)) as site:
+        endpoint = {"name": "e0", "url": f"https://127.0.0.1:{site.port}"}
+        cluster = {"endpoints": [endpoint], "metrics": {}, "health": {"checks": {"interval_s": 0.1}}}
+        settings = {"ssl_verify_upstream_trusted_ca": str(authority)}
+        async with Proxy(tmp_path, {"clusters": {"c": cluster}}, **settings) as proxy:
+            assert proxy.addon._runtime is not None
+            alive = proxy.addon._runtime.clusters["c"]
+            await until(lambda: alive.board.observations(["e0"]), "the page is read")
+            assert alive.health.states()["e0"] == "healthy"
+            assert (await send(proxy, b"{}"))[0].startswith(b"HTTP/1.1 200")
+            proxy.master.options.update(ssl_verify_upstream_trusted_ca=None)
+            await until(lambda: alive.health.states()["e0"] == "unhealthy", "nobody vouches for it")
+            with pytest.raises(exceptions.OptionsError, match="the certificates to trust cannot be loaded"):
+                proxy.master.options.update(ssl_verify_upstream_trusted_ca=str(tmp_path / "none.pem"))
+            proxy.master.options.update(ssl_insecure=True)
+            await until(lambda: alive.health.states()["e0"] == "healthy", "anybody will do")
 
 
 @pytest.mark.parametrize(

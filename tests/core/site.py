@@ -4,7 +4,12 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from mitmproxy import certs
 
 from lb_core.engines.scraper import Target
 
@@ -41,6 +46,17 @@ def drips(opening: bytes, piece: bytes, wait_s: float) -> Answer:
 async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     """Until the client leaves."""
     await reader.read()
+
+
+def private_tls(folder: Path) -> ssl.SSLContext:
+    """For a server on 127.0.0.1, by a CA of its own: `private-ca-cert.pem` in `folder`."""
+    store = certs.CertStore.from_store(folder, "private", 2048)
+    own = store.get_cert("127.0.0.1", [x509.IPAddress(ip_address("127.0.0.1"))])
+    chain = folder / "chain.pem"
+    chain.write_bytes(own.cert.to_pem() + (folder / "private-ca.pem").read_bytes())
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain)
+    return tls
 
 
 class Site:

@@ -18,6 +18,7 @@ from mitmproxy import certs
 
 from lb_core.engines.model import Scrape
 from lb_core.engines.scraper import Scraper, Target
+from lb_core.trust import trusting
 from tests.core.site import PAGE, Answer, Site, drips, hangs, response, says
 from tests.waiting import until
 
@@ -124,7 +125,7 @@ async def test_a_name_with_a_given_address_is_asked_there_under_its_name(
     async with Site(says(response(PAGE)), tls=tls) as site:
         url = f"{scheme}://engine.test:{site.port}/metrics"
         desk.scraper.set_targets(
-            [Target("a", url, address="127.0.0.1", interval_s=0.1, timeout_s=3, verify=False)]
+            [Target("a", url, address="127.0.0.1", interval_s=0.1, timeout_s=3, tls=trusting(insecure=True))]
         )
         await until(lambda: bool(desk.of("a")))
         assert desk.of("a")[0].metrics is not None
