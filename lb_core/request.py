@@ -144,7 +144,7 @@ async def parse(path: str, headers: Mapping[str, str], body: bytes) -> LLMReques
             return None
     encoding = headers.get("content-encoding")
     if encoding:
-        plain = decompressed(body, encoding)
+        plain = await decompressed(body, encoding)
         if plain is None:
             return None
         body = plain

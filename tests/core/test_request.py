@@ -398,6 +398,39 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(encoding: str) -> None:
         tracemalloc.stop()
 
 
+EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+
+
+def gzip_after(empty_blocks: int, body: bytes) -> bytes:
+    """As gzip, with so many bytes of blocks in front that hold nothing."""
+    head, deflated = gzip.compress(body)[:10], gzip.compress(body)[10:]
+    return head + EMPTY_BLOCK * (empty_blocks // len(EMPTY_BLOCK)) + deflated
+
+
+def test_a_body_that_is_large_though_compressed_is_not_read() -> None:
+    headers = {"content-encoding": "gzip"}
+    body = b'{"model":"m"}'
+    assert request(gzip_after(1 << 20, body), headers=headers).model == "m"
+    assert read(gzip_after(DECODED_LIMIT, body), headers=headers) is None
+
+
+@pytest.mark.parametrize("raw", [gzip_after(1 << 20, b"[]"), b"\x0c" + b"\x06" * (1 << 20)])
+async def test_the_event_loop_goes_on_while_a_large_body_is_decompressed(raw: bytes) -> None:
+    encoding = "gzip" if raw.startswith(b"\x1f") else "br"
+    reading, turns = asyncio.create_task(parse(CHAT, {"content-encoding": encoding}, raw)), 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert await reading is None
+    assert turns > 2
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity ", ""])
+def test_what_is_not_compressed_is_read_at_any_size(encoding: str) -> None:
+    body = {"model": "m", "prompt": "x" * (5 << 20)}
+    assert request(body, headers={"content-encoding": encoding}).model == "m"
+
+
 names = st.sampled_from(["model", "a", "mod\\u0065l", "stream"])
 scalars = st.sampled_from(
     ['"m"', '"n"', '"\\u006d"', "null", "1", "NaN", '"\\ud800"', '{"model":"x"}', '["m"]', "-0"]
