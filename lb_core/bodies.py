@@ -1,12 +1,15 @@
 """Bodies of requests as they come: compressed, or forms. Whatever they hold, nothing raises."""
 
 import asyncio
+import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
+
+logger = logging.getLogger(__name__)
 
 DECODED_LIMIT = 4 << 20
 """Bytes of a compressed body before and after decompression; a larger one is not read.
@@ -59,6 +62,9 @@ def _decoded(decoder: Callable[[bytes], bytes | None], body: bytes) -> bytes | N
     try:
         plain = decoder(body)
     except (zlib.error, brotli.error, zstandard.ZstdError):
+        return None
+    except Exception:  # a body that cannot be read is balanced all the same
+        logger.exception("A body could not be decompressed; this is a fault of the balancer.")
         return None
     return plain if plain is not None and len(plain) <= DECODED_LIMIT else None
 

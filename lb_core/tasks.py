@@ -35,5 +35,5 @@ def guarded(what: str) -> Iterator[None]:
     """Log an exception that escapes from the body, and go on behind it."""
     try:
         yield
-    except Exception:  # the one place for it outside the addon
+    except Exception:  # besides this only what decompresses bodies does so in the core
         logger.exception("%s failed; this is a fault of the balancer.", what)

@@ -398,6 +398,24 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(encoding: str) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("fault", [TypeError("no such argument"), MemoryError()])
+def test_a_fault_in_a_decompressor_is_told_and_the_request_is_balanced_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    """As with brotli 1.1, which knows no limit of its output."""
+
+    class Old:
+        def process(self, body: bytes) -> bytes:
+            return body
+
+    def none() -> object:
+        raise fault
+
+    monkeypatch.setattr(brotli, "Decompressor", Old if isinstance(fault, TypeError) else none)
+    assert read(brotli.compress(b'{"model":"m"}'), headers={"content-encoding": "br"}) is None
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+
+
 EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
 
 
