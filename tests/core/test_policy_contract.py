@@ -1,11 +1,12 @@
 """What every registered policy promises, and what each one does."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lb_core.policies import POLICIES, Policy
@@ -79,22 +80,47 @@ def favourites(policy: Policy, members: Sequence[Endpoint], number: int) -> Coun
     return counted
 
 
-def test_round_robin_takes_equal_endpoints_in_turn() -> None:
-    policy, members = RoundRobin(), endpoints(3)
-    order = [
-        policy.decide(request(), snapshot(*members, sequence=turn)).tiers[0].choices[0].endpoint.name
-        for turn in range(6)
+def turns(members: Sequence[Endpoint], number: int) -> list[str]:
+    """Whose turn it is in so many decisions of round robin."""
+    return [
+        RoundRobin().decide(request(), snapshot(*members, sequence=turn)).tiers[0].choices[0].endpoint.name
+        for turn in range(number)
     ]
-    assert order == ["e0", "e1", "e2", "e0", "e1", "e2"]
+
+
+def test_round_robin_takes_equal_endpoints_in_turn() -> None:
+    assert turns(endpoints(3), 6) == ["e0", "e1", "e2", "e0", "e1", "e2"]
 
 
 def test_round_robin_spreads_a_heavy_endpoint_over_the_turn() -> None:
     members = (endpoint("a", weight=5), endpoint("b"), endpoint("c"))
-    order = "".join(
-        RoundRobin().decide(request(), snapshot(*members, sequence=turn)).tiers[0].choices[0].endpoint.name
-        for turn in range(7)
-    )
-    assert order == "aabacaa"  # the example of nginx's smooth weighted round robin
+    assert "".join(turns(members, 14)) == "abaaaca" * 2
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12))
+@example([1] * 9 + [300] + [1] * 9)
+def test_round_robin_is_exact_over_a_cycle_and_never_far_from_it(hundredths: list[int]) -> None:
+    members = [endpoint(f"e{number}", weight=weight / 100) for number, weight in enumerate(hundredths)]
+    cycle = sum(hundredths)
+    counted: Counter[str] = Counter()
+    for turn, name in enumerate(turns(members, cycle), 1):
+        counted[name] += 1
+        due = turn * hundredths[int(name[1:])] / cycle
+        assert abs(counted[name] - due) < 2.5
+    assert [counted[member.name] for member in members] == hundredths
+
+
+def test_round_robin_takes_any_weight_above_0() -> None:
+    assert Counter(turns([endpoint("a", weight=5e-324), endpoint("b", weight=1000.0)], 100)) == {"b": 100}
+    assert turns([endpoint("a", weight=2e-9), endpoint("b", weight=1e-9)], 3) == ["a", "b", "a"]
+
+
+def test_round_robin_needs_no_long_preparation_for_a_thousand_weights() -> None:
+    members = [endpoint(f"e{number}", weight=0.5 + number / 700) for number in range(1000)]
+    shot = snapshot(*members)
+    begun = time.process_time()
+    RoundRobin().decide(request(), shot)
+    assert time.process_time() - begun < 0.2, "a table of turns takes seconds"
 
 
 @pytest.mark.parametrize("name", NAMES)
