@@ -25,7 +25,7 @@ from lb_core.config.model import (
     RouteConfig,
     Timeouts,
 )
-from lb_core.config.policy import REGISTRY, Registry, policy_named
+from lb_core.config.policy import policy_named
 from lb_core.config.report import Report
 from lb_core.config.source import parse, parse_value, read_text
 from lb_core.health.config import ChecksConfig, HealthConfig
@@ -33,22 +33,16 @@ from lb_core.retry import RetryConfig
 from lb_core.types import Endpoint
 
 
-def load(path: Path, *, env: Mapping[str, str] = os.environ, policies: Registry = REGISTRY) -> Config:
+def load(path: Path, *, env: Mapping[str, str] = os.environ) -> Config:
     """The configuration in a file. Raises ConfigError with all problems, in the order of their lines."""
-    return loads(read_text(path), str(path), env, policies=policies)
+    return loads(read_text(path), str(path), env)
 
 
-def loads(
-    text: str,
-    source_name: str = "<text>",
-    env: Mapping[str, str] = os.environ,
-    *,
-    policies: Registry = REGISTRY,
-) -> Config:
+def loads(text: str, source_name: str = "<text>", env: Mapping[str, str] = os.environ) -> Config:
     """The configuration in a text, which messages call `source_name`. Raises ConfigError like `load`."""
     report = Report(source_name)
     values = parse(text, report, env)
-    return read_config(values, report, policies=policies)
+    return read_config(values, report)
 
 
 def load_endpoints(

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field
 from lb_core.config import addresses
 from lb_core.config.clusters import read_clusters
 from lb_core.config.model import ClusterConfig, Config, Listen
-from lb_core.config.policy import Registry
 from lb_core.config.report import Path, Report, Value
 from lb_core.config.routes import KEYS as ROUTE_KEYS
 from lb_core.config.routes import RouteReader
@@ -30,7 +29,7 @@ class _ListenKeys:
     http2: Switch | None = None
 
 
-def read_config(values: dict[str, Value], report: Report, *, policies: Registry) -> Config:
+def read_config(values: dict[str, Value], report: Report) -> Config:
     """The configuration that a document holds. Raises ConfigError with everything that is wrong in it."""
     others = ("listen", "metrics_listen", "hosts", "clusters", "routes", *ROUTE_KEYS)
     top = build(_TopKeys, known_keys(_TopKeys, values, (), report, others=others), (), report)
@@ -49,7 +48,6 @@ def read_config(values: dict[str, Value], report: Report, *, policies: Registry)
         report,
         clusters=tuple(raw_clusters),
         without_metrics=[name for name, cluster in clusters.items() if cluster.metrics is None],
-        policies=policies,
         hosts=hosts,
     )
     routes = reader.routes()

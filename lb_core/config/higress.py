@@ -16,7 +16,6 @@ from lb_core.config.model import RedisConfig
 from lb_core.config.report import Path, Report, Value
 from lb_core.config.shape import build
 
-POLICIES = ("global_least_request", "prefix_cache", "endpoint_metrics", "cluster_metrics")
 POLICY_ALIASES = {"metrics_based": "endpoint_metrics"}
 
 _FIELDS = {

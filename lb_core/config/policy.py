@@ -11,16 +11,14 @@ from lb_core.config.shape import build, field_names
 from lb_core.errors import ConfigError, Problem
 from lb_core.policies import CLUSTER_POLICIES, POLICIES
 
-type Registry = Mapping[str, type[Any]]
-"""Name → frozen dataclass whose fields are its parameters, with a class variable `lb_type`."""
-
-REGISTRY: Registry = {**POLICIES, **CLUSTER_POLICIES}
+_POLICIES: Mapping[str, type[Any]] = {**POLICIES, **CLUSTER_POLICIES}
+_CHOICE = f"; valid policies: {', '.join(sorted(_POLICIES))}"
 KEYS = ("lb_type", "lb_policy", "lb_config")
 _TYPES = ("endpoint", "cluster")
 
 
 def read_policy(
-    values: Mapping[str, Value], path: Path, report: Report, *, policies: Registry, hosts: Mapping[str, str]
+    values: Mapping[str, Value], path: Path, report: Report, *, hosts: Mapping[str, str]
 ) -> PolicyConfig | None:
     """The policy that a route, or the top level, names; None when it names none or a faulty one."""
     given = [key for key in KEYS if key in values]
@@ -28,9 +26,9 @@ def read_policy(
         return None
     name, chosen = "", None
     if "lb_policy" in values:
-        name, chosen = _chosen(values["lb_policy"], (*path, "lb_policy"), report, policies)
+        name, chosen = _chosen(values["lb_policy"], (*path, "lb_policy"), report)
     else:
-        report.add((*path, given[0]), f"the key 'lb_policy' is missing{_choice(policies)}")
+        report.add((*path, given[0]), f"the key 'lb_policy' is missing{_CHOICE}")
     _check_type(values, path, report, name=name, chosen=chosen)
 
     at = (*path, "lb_config")
@@ -71,7 +69,7 @@ def metrics_fault(policy: PolicyConfig, cluster: str) -> str | None:
     )
 
 
-def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) -> PolicyConfig:
+def policy_named(name: str, config: Config) -> PolicyConfig:
     """The policy called `name`, for a change while running.
 
     It has the configured parameters when it is the default policy, else its defaults. Where Redis is, and the
@@ -83,9 +81,9 @@ def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) ->
     default = config.default_policy
     if default is not None and default.name == name:
         return default
-    if fault := _fault(name, policies):
+    if fault := _fault(name):
         raise ConfigError(config.source, (Problem("", fault),))
-    policy = build(policies[name], {}, (), report)
+    policy = build(_POLICIES[name], {}, (), report)
     if policy is None:
         raise ConfigError(
             config.source,
@@ -100,32 +98,25 @@ def policy_named(name: str, config: Config, *, policies: Registry = REGISTRY) ->
     return replace(default, name=name, policy=policy)
 
 
-def _chosen(value: Value, at: Path, report: Report, policies: Registry) -> tuple[str, type[Any] | None]:
+def _chosen(value: Value, at: Path, report: Report) -> tuple[str, type[Any] | None]:
     if value is None:
-        report.add(at, f"the name of a policy is missing{_choice(policies)}")
+        report.add(at, f"the name of a policy is missing{_CHOICE}")
         return "", None
     if not isinstance(value, str):
-        report.add(at, f"expected the name of a policy, got {report.shown(at)}{_choice(policies)}")
+        report.add(at, f"expected the name of a policy, got {report.shown(at)}{_CHOICE}")
         return "", None
     name = higress.POLICY_ALIASES.get(value, value)
-    if fault := _fault(name, policies, shown=report.shown(at)):
+    if fault := _fault(name, shown=report.shown(at)):
         report.add(at, fault)
-    return name, policies.get(name)
+    return name, _POLICIES.get(name)
 
 
-def _fault(name: str, policies: Registry, *, shown: str | None = None) -> str | None:
-    if name in policies:
+def _fault(name: str, *, shown: str | None = None) -> str | None:
+    if name in _POLICIES:
         return None
-    shown = shown or repr(clipped(name))
-    if name in higress.POLICIES:
-        return f"{shown} is not available in this version{_choice(policies)}"
-    near = nearest(name, {*policies, *higress.POLICY_ALIASES})
-    choice = _choice(policies)
-    return f"unknown policy {shown}{near}{choice.removeprefix(';') if near else choice}"
-
-
-def _choice(policies: Registry) -> str:
-    return f"; valid policies: {', '.join(sorted(policies))}"
+    near = nearest(name, {*_POLICIES, *higress.POLICY_ALIASES})
+    choice = _CHOICE.removeprefix(";") if near else _CHOICE
+    return f"unknown policy {shown or repr(clipped(name))}{near}{choice}"
 
 
 def _check_type(

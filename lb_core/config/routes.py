@@ -7,7 +7,7 @@ from lb_core.config.blocks import read_retry, read_timeouts
 from lb_core.config.clusters import Globs, Name, undeclared
 from lb_core.config.model import ClusterConfig, Match, PolicyConfig, RedisConfig, RouteConfig
 from lb_core.config.policy import KEYS as POLICY_KEYS
-from lb_core.config.policy import Registry, chooses_cluster, metrics_fault, read_policy, services
+from lb_core.config.policy import chooses_cluster, metrics_fault, read_policy, services
 from lb_core.config.report import Path, Report, Value, nearest
 from lb_core.config.shape import build, known_keys
 
@@ -38,14 +38,12 @@ class RouteReader:
         *,
         clusters: Sequence[str],
         without_metrics: Collection[str],
-        policies: Registry,
         hosts: Mapping[str, str],
     ) -> None:
         self._top = top
         self._report = report
         self._clusters = clusters
         self._without_metrics = without_metrics
-        self._policies = policies
         self._hosts = hosts
         self.undeclared: dict[str, ClusterConfig] = {}
         """The services that are Envoy names and not clusters of the document."""
@@ -126,7 +124,7 @@ class RouteReader:
         return Match(keys.hosts, keys.paths, keys.models) if keys else Match()
 
     def _policy(self, values: Mapping[str, Value], at: Path) -> PolicyConfig | None:
-        policy = read_policy(values, at, self._report, policies=self._policies, hosts=self._hosts)
+        policy = read_policy(values, at, self._report, hosts=self._hosts)
         self.chooses_clusters |= chooses_cluster(values, policy)
         for index, service in enumerate(services(policy)):
             self._check_service((*at, "lb_config", "service_list", index), service)

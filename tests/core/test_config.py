@@ -4,12 +4,10 @@ import dataclasses
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
 from lb_core.config import (
     Config,
@@ -23,75 +21,22 @@ from lb_core.config import (
 )
 from lb_core.config.addresses import redis_url
 from lb_core.errors import ConfigError
-from lb_core.policies.cluster_metrics import ClusterMetrics as RealClusterMetrics
-from lb_core.types import Decision, Request, Snapshot
+from lb_core.policies.cluster_metrics import ClusterMetrics
+from lb_core.policies.endpoint_metrics import EndpointMetrics
+from lb_core.policies.least_request import GlobalLeastRequest
+from lb_core.policies.prefix_cache import PrefixCache
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Parameters:
-    """What a policy has beside its parameters; nothing decides here."""
-
-    name: ClassVar[str] = ""
-    lb_type: ClassVar[str] = "endpoint"
-    signals: ClassVar[frozenset[str]] = frozenset()
-
-    def decide(self, request: Request, snapshot: Snapshot) -> Decision:
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LeastRequest(Parameters):
-    max_request_count: Annotated[int, Field(ge=0)] = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PrefixCache(Parameters):
-    redis_key_ttl_s: Annotated[int, Field(gt=0)] = 1800
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EndpointMetrics(Parameters):
-    metric_policy: Literal["default", "least", "most"]
-    target_metric: str | None = None
-    rate_limit: Share = 1.0
-
-    def __post_init__(self) -> None:
-        if self.metric_policy != "default" and self.target_metric is None:
-            raise ValueError(f"metric_policy '{self.metric_policy}' needs target_metric")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ClusterMetrics(Parameters):
-    lb_type: ClassVar[str] = "cluster"
-    mode: Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
-    service_list: Annotated[tuple[str, ...], Field(min_length=1)]
-    rate_limit: Share = 1.0
-    cluster_header: str = "x-envoy-target-cluster"
-    queue_size: Annotated[int, Field(ge=1)] = 100
-
-
-POLICIES: Mapping[str, type[Any]] = {
-    "global_least_request": LeastRequest,
-    "prefix_cache": PrefixCache,
-    "endpoint_metrics": EndpointMetrics,
-    "cluster_metrics": ClusterMetrics,
-}
 CLUSTERS = "clusters: {llama: {endpoints: ['http://10.0.0.1:8000']}}\n"
 SECRET = "c4n4ry-hunter2"
 
 
-def config(
-    text: str, env: Mapping[str, str] | None = None, policies: Mapping[str, type[Any]] = POLICIES
-) -> Config:
-    return loads(textwrap.dedent(text), "lb.yaml", env or {}, policies=policies)
+def config(text: str, env: Mapping[str, str] | None = None) -> Config:
+    return loads(textwrap.dedent(text), "lb.yaml", env or {})
 
 
-def problems(
-    text: str, env: Mapping[str, str] | None = None, policies: Mapping[str, type[Any]] = POLICIES
-) -> list[str]:
+def problems(text: str, env: Mapping[str, str] | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config(text, env, policies)
+        config(text, env)
     return caught.value.lines()
 
 
@@ -138,7 +83,7 @@ README_REDIS = RedisConfig("redis.static", 6379, "default", "123456")
     [
         (
             REDIS_README.format(policy="global_least_request") + CLUSTERS,
-            PolicyConfig("global_least_request", LeastRequest(), README_REDIS),
+            PolicyConfig("global_least_request", GlobalLeastRequest(), README_REDIS),
         ),
         (
             REDIS_README.format(policy="prefix_cache") + CLUSTERS,
@@ -178,21 +123,21 @@ def test_every_example_of_the_higress_readme_loads_unchanged(text: str, expected
 @pytest.mark.parametrize(
     ("lb_policy", "lb_config", "expected"),
     [
-        ("global_least_request", "", PolicyConfig("global_least_request", LeastRequest())),
+        ("global_least_request", "", PolicyConfig("global_least_request", GlobalLeastRequest())),
         (
             "global_least_request",
             "{maxRequestCount: 7}",
-            PolicyConfig("global_least_request", LeastRequest(7)),
+            PolicyConfig("global_least_request", GlobalLeastRequest(7)),
         ),
         (
             "global_least_request",
             "{max_request_count: 7}",
-            PolicyConfig("global_least_request", LeastRequest(7)),
+            PolicyConfig("global_least_request", GlobalLeastRequest(7)),
         ),
         (
             "global_least_request",
             "{cleanInterval: 5, enableDetailLog: false}",
-            PolicyConfig("global_least_request", LeastRequest(), detail_log=False),
+            PolicyConfig("global_least_request", GlobalLeastRequest(), detail_log=False),
         ),
         ("prefix_cache", "{redisKeyTTL: 60}", PolicyConfig("prefix_cache", PrefixCache(60))),
         (
@@ -459,7 +404,10 @@ TOP_KEYS = (
     "clusters, drain_timeout, expose_decision, hosts, lb_config, lb_policy, lb_type, listen, metrics_listen,"
     " retry, routes, timeouts"
 )
-VALID_POLICIES = "cluster_metrics, endpoint_metrics, global_least_request, prefix_cache"
+VALID_POLICIES = (
+    "cluster_metrics, consistent_hash, endpoint_metrics, global_least_request, least_request, prefix_cache,"
+    " random, round_robin"
+)
 BOMB = "a: &a [x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
 )
@@ -567,9 +515,12 @@ def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected
         ),
         (
             "lb_policy: metrics_based\nlb_config:\n  metric_policy: least",
-            "3: lb_config: metric_policy 'least' needs target_metric",
+            "3: lb_config: metric_policy 'least' needs target_metric, the name of a metric",
         ),
-        ("lb_policy: metrics_based", "1: the key 'metric_policy' is missing"),
+        (
+            "lb_policy: cluster_metrics\nlb_config: {service_list: [llama]}",
+            "3: lb_config: the key 'mode' is missing",
+        ),
         (
             "lb_policy: metrics_based\nlb_config: {metric_policy: default, rate_limit: 'nan'}",
             "3: lb_config.rate_limit: 'nan' is not between 0 and 1",
@@ -601,8 +552,8 @@ def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected
         (
             "lb_policy: prefix_cache\nlb_config: {servicePrt: 3}",
             "3: lb_config.servicePrt: unknown key; did you mean 'servicePort'? valid keys:"
-            " cleanInterval, database, enableDetailLog, password, redis, redisKeyTTL, serviceFQDN,"
-            " servicePort, timeout, username",
+            " cleanInterval, database, enableDetailLog, max_imbalance, max_prefix_entries, password, redis,"
+            " redisKeyTTL, secret, serviceFQDN, servicePort, tenant_header, timeout, username",
         ),
         (
             "lb_policy: cluster_metrics\nlb_config: {mode: LeastBusy, service_list: [llama, lama]}",
@@ -702,7 +653,7 @@ SERVICES = "lb_policy: cluster_metrics\nlb_config: {{mode: LeastBusy, service_li
 def test_the_cluster_example_of_the_higress_readme_needs_no_clusters() -> None:
     loaded = loads(CLUSTER_README_ALONE)
     assert loaded.default_policy is not None
-    assert loaded.default_policy.policy == RealClusterMetrics(
+    assert loaded.default_policy.policy == ClusterMetrics(
         "LeastTotalLatency", ("outbound|80||test-1.dns", "outbound|80||test-2.static"), 0.6
     )
     assert [(route.name, route.cluster) for route in loaded.routes] == [("default", None)]
@@ -851,16 +802,9 @@ def test_cluster_metrics_takes_numbers_as_text_as_higress_does() -> None:
     text = CLUSTER_README_ALONE.replace("0.6", "'0.6'") + "  queue_size: '50'\n  sample_ttl: 5\n"
     policy = loads(text).default_policy
     assert policy is not None
-    assert isinstance(policy.policy, RealClusterMetrics)
+    assert isinstance(policy.policy, ClusterMetrics)
     assert (policy.policy.rate_limit, policy.policy.queue_size, policy.policy.sample_ttl) == (0.6, 50, 5)
     assert policy.policy.cluster_header == "x-envoy-target-cluster"
-
-
-def test_a_policy_of_higress_that_is_not_registered_is_named_as_such() -> None:
-    lines = problems(CLUSTERS + "lb_policy: metrics_based", policies={"prefix_cache": PrefixCache})
-    assert lines == [
-        "lb.yaml:2: lb_policy: 'metrics_based' is not available in this version; valid policies: prefix_cache"
-    ]
 
 
 def test_a_missing_file_is_named_as_the_user_named_it(
@@ -874,7 +818,7 @@ def test_a_missing_file_is_named_as_the_user_named_it(
 def test_a_file_is_read_as_utf_8_with_or_without_a_mark_and_never_in_part(tmp_path: Path) -> None:
     path = tmp_path / "lb.yaml"
     path.write_text("\ufeff" + CLUSTERS, encoding="utf-8")
-    assert list(load(path, policies=POLICIES).clusters) == ["llama"]
+    assert list(load(path).clusters) == ["llama"]
     for content, message in [
         (CLUSTERS.encode() + b"# \xff", "2: not UTF-8 text"),
         (b"#" * 1_000_001, " larger than 1000000 bytes"),
@@ -891,23 +835,23 @@ def test_a_file_is_read_as_utf_8_with_or_without_a_mark_and_never_in_part(tmp_pa
 
 def test_a_policy_by_name_keeps_the_redis_and_takes_its_own_defaults() -> None:
     loaded = config(REDIS_README.format(policy="prefix_cache") + "  redisKeyTTL: 9\n" + CLUSTERS)
-    assert policy_named("prefix_cache", loaded, policies=POLICIES) is loaded.default_policy
-    swapped = policy_named("global_least_request", loaded, policies=POLICIES)
-    assert swapped == PolicyConfig("global_least_request", LeastRequest(), README_REDIS)
-    plain = policy_named("prefix_cache", config(CLUSTERS), policies=POLICIES)
+    assert policy_named("prefix_cache", loaded) is loaded.default_policy
+    swapped = policy_named("global_least_request", loaded)
+    assert swapped == PolicyConfig("global_least_request", GlobalLeastRequest(), README_REDIS)
+    plain = policy_named("prefix_cache", config(CLUSTERS))
     assert plain == PolicyConfig("prefix_cache", PrefixCache())
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fastest", f"unknown policy 'fastest'; valid policies: {VALID_POLICIES}"),
-        ("metrics_based", "endpoint_metrics: the key 'metric_policy' is missing"),
+        ("best", f"unknown policy 'best'; valid policies: {VALID_POLICIES}"),
+        ("cluster_metrics", "cluster_metrics: the key 'mode' is missing; .* 'service_list' is missing"),
     ],
 )
 def test_a_policy_by_name_is_refused_when_it_is_unknown_or_needs_parameters(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"lb.yaml: {message}$"):
-        policy_named(name, config(CLUSTERS), policies=POLICIES)
+        policy_named(name, config(CLUSTERS))
 
 
 SECRETIVE = """
@@ -988,7 +932,7 @@ def test_no_repr_shows_a_secret() -> None:
 
 def _outcome(text: str) -> Config | ConfigError:
     try:
-        return loads(text, "lb.yaml", ENV, policies=POLICIES)
+        return loads(text, "lb.yaml", ENV)
     except ConfigError as error:
         found = error
     lines = [problem.line or 0 for problem in found.problems]
