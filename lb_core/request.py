@@ -83,12 +83,11 @@ class LLMRequest:
         """Whether it is inference of an API that is known; of others the model and the session are read."""
         return self.api != OTHER
 
-    def segments(self) -> tuple[Segment, ...]:
-        """The prompt in the order in which engines lay it out; different prompts give different segments."""
-        return tuple(self.iter_segments())
+    def segments(self) -> Iterator[Segment]:
+        """The prompt in the order in which engines lay it out; different prompts give different segments.
 
-    def iter_segments(self) -> Iterator[Segment]:
-        """`segments()` one by one: of a hostile body there are tens of thousands, and 50 ms of work."""
+        They come one by one: of a hostile body there are tens of thousands, and 50 ms of work.
+        """
         for key in ("tools", "functions"):
             tools = self._body.get(key)
             if isinstance(tools, list):

@@ -91,7 +91,7 @@ class Snapshot:
     """How many decisions the route has made before among the endpoints that serve the model; what rotates a
     round robin."""
     prefix: PrefixMatch | None = None
-    """For policies that declare the signal `prefix`; None where nothing of the prompt is known."""
+    """For the policy `prefix_cache`; None where nothing of the prompt is known."""
     metrics: Mapping[str, Observation] = field(default_factory=dict)
     """For policies that declare the signal `metrics`, by endpoint name, however old; absent is unknown."""
     recent: Mapping[str, int] = field(default_factory=dict)

@@ -19,7 +19,7 @@ class Policy(Protocol):
     lb_type: ClassVar[str]
     """`endpoint`: chooses within one cluster."""
     signals: ClassVar[frozenset[str]]
-    """What it needs to be given beyond in-flight counts: `metrics`, `prefix`, `latency`."""
+    """What it needs beyond what is always known: `metrics` is what the engines report, or nothing."""
 
     def decide(self, request: Request, snapshot: Snapshot) -> Decision:
         """Give the preferences for this request; never raises, never empty while there are candidates."""

@@ -50,7 +50,7 @@ class ClusterMetrics:
 
     name: ClassVar[str] = "cluster_metrics"
     lb_type: ClassVar[str] = "cluster"
-    signals: ClassVar[frozenset[str]] = frozenset({"latency"})
+    signals: ClassVar[frozenset[str]] = frozenset()
 
     mode: Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
     service_list: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_unique)]

@@ -29,7 +29,7 @@ class PrefixCache:
 
     name: ClassVar[str] = "prefix_cache"
     lb_type: ClassVar[str] = "endpoint"
-    signals: ClassVar[frozenset[str]] = frozenset({"prefix"})
+    signals: ClassVar[frozenset[str]] = frozenset()
 
     redis_key_ttl_s: Annotated[int, Field(gt=0)] = 1800
     max_imbalance: Annotated[int, Field(ge=0)] | None = None

@@ -55,7 +55,7 @@ def chain(request: LLMRequest, scope: Scope) -> tuple[bytes, ...]:
     keys: list[bytes] = []
     room = MOST_BYTES
     cut = True
-    for segment in request.iter_segments():
+    for segment in request.segments():
         for frame, cut in _frames(segment):
             running.update(frame if len(frame) < room else frame[:room])
             room -= len(frame)

@@ -53,7 +53,6 @@ def test_it_is_registered_apart_from_the_policies_that_choose_endpoints() -> Non
     assert "cluster_metrics" not in POLICIES
     assert is_dataclass(ClusterMetrics)
     assert ClusterMetrics.lb_type == "cluster"
-    assert ClusterMetrics.signals == {"latency"}
     assert {field.name for field in fields(ClusterMetrics)} == {
         "mode",
         "service_list",

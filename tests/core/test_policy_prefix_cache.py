@@ -26,9 +26,8 @@ def names(decision: Decision) -> list[list[str]]:
     return [[choice.endpoint.name for choice in tier.choices] for tier in decision.tiers]
 
 
-def test_it_is_registered_and_needs_the_prefix() -> None:
+def test_it_is_registered() -> None:
     assert POLICIES["prefix_cache"] is PrefixCache
-    assert PrefixCache.signals == {"prefix"}
 
 
 def test_the_owner_comes_first_and_the_others_after_it() -> None:

@@ -32,7 +32,7 @@ def request(body: object, *, path: str = CHAT, headers: Mapping[str, str] | None
 
 
 def segments(**members: object) -> tuple[Segment, ...]:
-    return request(members).segments()
+    return tuple(request(members).segments())
 
 
 def text(role: str, *texts: str) -> Segment:
@@ -88,7 +88,7 @@ def test_the_model_and_the_session_are_read_of_any_json_body(path: str) -> None:
     found = read(body, path=path, headers=JSON)
     assert found == LLMRequest(OTHER, "m", session="s")
     assert not found.known
-    assert found.segments() == (), "there is no prompt to be remembered"
+    assert not tuple(found.segments()), "there is no prompt to be remembered"
 
 
 def test_of_a_path_that_is_not_known_other_bodies_are_left_alone() -> None:
@@ -349,7 +349,7 @@ def test_a_lone_surrogate_in_a_long_prompt_does_not_hide_the_model() -> None:
 def test_deep_nesting_is_no_obstacle(levels: int) -> None:
     found = request(b'{"model":"m","tools":[' + b'{"a":[' * (levels // 2) + b"]}" * (levels // 2) + b"]}")
     assert found.model == "m"
-    assert len(found.segments()) == 1
+    assert len(tuple(found.segments())) == 1
 
 
 def test_the_repr_holds_no_prompt_and_no_names_of_people() -> None:

@@ -39,7 +39,7 @@ def one(data: bytes) -> None:
     request = _loop.run_until_complete(parse(path, headers, data))
     if request is not None:
         repr(request)
-        request.segments()
+        tuple(request.segments())
     usage_of_json(data)
     meter = SseMeter()
     for start in range(0, len(data), 1 + choice):
