@@ -215,7 +215,8 @@ class Discovery:
     def _bad(self, error: ConfigError) -> None:
         self._file_is_bad = True
         self._file_read.set()
-        logger.error("Cluster %s keeps its endpoints, its file cannot be used: %s", self._cluster, error)
+        # No error: mitmproxy ends at one that is logged while it starts, and the file may be good any moment.
+        logger.warning("Cluster %s keeps its endpoints, its file cannot be used: %s", self._cluster, error)
 
     def _check_apart(self, listed: EndpointList) -> None:
         """Raises ConfigError for what the file and the configuration both hold."""

@@ -109,6 +109,31 @@ def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
         assert probe.connect_ex(("127.0.0.1", configured)) != 0
 
 
+@pytest.mark.parametrize("text", [None, "[http://127.0.0.1:", "[http://127.0.0.1:1]"])
+def test_a_bad_endpoints_file_prevents_no_start_and_is_taken_once_it_is_good(
+    tmp_path: Path, text: str | None
+) -> None:
+    """Missing, broken, and one that lists again what the configuration has."""
+    listed = tmp_path / "engines.yaml"
+    if text is not None:
+        listed.write_text(text)
+    clusters = {
+        "beside": {**CLUSTER["clusters"]["c"], "endpoints_file": "engines.yaml"},
+        "alone": {"endpoints_file": "nowhere.yaml"},
+    }
+    routes = [{"cluster": "alone", "match": {"models": ["alone"]}}, {"cluster": "beside"}]
+    with Balancer(tmp_path, {"clusters": clusters, "routes": routes}) as balancer:
+        for name in clusters:
+            told = f"Cluster {name} keeps its endpoints, its file cannot be used: "
+            wait_until(lambda told=told: told in balancer.log(), told)
+        assert requests.get(balancer.url, timeout=10).status_code == 503
+        assert requests.get(balancer.url, timeout=10).json()["error"]["code"] != "no_endpoint", "has one"
+        listed.write_text("[http://127.0.0.1:2]")
+        wait_until(lambda: "Cluster beside has 2 endpoints" in balancer.log(), "the file is taken")
+        assert balancer.stop() == 0
+        assert "Traceback" not in balancer.log()
+
+
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
     web_port = free_port()
