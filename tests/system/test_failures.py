@@ -68,7 +68,8 @@ def have_it_reset(victim: Engines) -> None:
 FAULTS = {"stopped": stop_it, "killed": kill_it, "resetting": have_it_reset}
 
 
-async def one_of_four(folder: Path, fault: str, *, seconds: float, quantile: float = 0.99) -> None:
+async def one_of_four(folder: Path, fault: str, *, seconds: float, quantile: float, extra_s: float) -> None:
+    """`extra_s` is the most that answers of the quantile may take longer than before the fault."""
     with three_and_a_victim(folder) as (balancer, _, victim):
         loop = asyncio.get_running_loop()
         async with Clients(balancer) as clients:
@@ -81,27 +82,29 @@ async def one_of_four(folder: Path, fault: str, *, seconds: float, quantile: flo
         after = clients.p(quantile, since=broke_at)
         print(
             f"\n{fault}: {dict(outcomes)}, p50 {clients.p(0.5) * 1e3:.0f} ms, p{quantile * 100:.0f} before"
-            f" {before * 1e3:.0f} ms, after {after * 1e3:.0f} ms, ejections {ejections(balancer):.0f}"
+            f" {before * 1e3:.0f} ms, after {after * 1e3:.0f} ms: extra {(after - before) * 1e3:.0f} ms of"
+            f" {extra_s * 1e3:.0f}; ejections {ejections(balancer):.0f}"
         )
         begun = outcomes.pop("cut", 0)
         assert set(outcomes) == {"ok"}, outcomes
         assert begun <= (15 if fault == "killed" else 0)
         assert outcomes["ok"] > 35 * seconds
         assert ejections(balancer) >= 1
-        assert after - before < 0.25
+        assert after - before <= extra_s
         and_nothing_is_left(balancer)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_no_request_is_lost_when_one_of_four_engines_is(tmp_path: Path, fault: str) -> None:
-    await one_of_four(tmp_path, fault, seconds=6, quantile=0.9)
+    await one_of_four(tmp_path, fault, seconds=6, quantile=0.9, extra_s=0.25)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_no_request_is_lost_when_one_of_four_engines_is_in_60_s(tmp_path: Path, fault: str) -> None:
-    await one_of_four(tmp_path, fault, seconds=60)
+    """What the issue allows a failing engine to add to p99 is 50 ms."""
+    await one_of_four(tmp_path, fault, seconds=60, quantile=0.99, extra_s=0.05)
 
 
 async def one_of_four_black_holed(folder: Path, *, seconds: float) -> None:
