@@ -93,6 +93,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         said = _QUOTED.sub(lambda match: match[0] if len(match[0]) == 3 else "(…)", ", ".join(parts))
         if "(…)" in said:
             said += "; text that begins with *, & or ! needs quotes"
+        if r"'\t'" in (error.problem or ""):
+            said = "a tab; indent and separate with spaces"
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         if line and any("${" in written for written in text.splitlines()[line - 1 : line]):

@@ -425,6 +425,8 @@ BOMB = "a: &a [x]\n" + "".join(
                 " but found '<stream end>'"
             ],
         ),
+        ("clusters:\n\ta: 1", ["2: not valid YAML: a tab; indent and separate with spaces"]),
+        ("listen:\t80", ["1: not valid YAML: a tab; indent and separate with spaces"]),
         ("clusters: b: c", ["1: not valid YAML: mapping values are not allowed here"]),
         ("\n\x01", ["2: not valid YAML: a character that is not allowed"]),
         ("[" * 5000, ["1: not valid YAML: nested too deeply"]),
