@@ -86,7 +86,7 @@ def endpoint_url(text: str) -> tuple[str, str, int]:
     if "@" in rest:
         raise ValueError("an endpoint's URL has no user name or password")
     if "?" in rest or "#" in rest or rest.partition("/")[2]:
-        raise ValueError("an endpoint's URL has no path, query or fragment; the request's own is kept")
+        raise ValueError("remove what follows the host and port: path and query come with each request")
     host, port = _host_and_port(rest.removesuffix("/"), _DEFAULT_PORTS[scheme])
     if scheme.startswith("dns+") and _ip_address(host):
         raise ValueError(f"{scheme} takes a host name; for an IP address write {scheme.removeprefix('dns+')}")

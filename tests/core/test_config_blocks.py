@@ -398,7 +398,7 @@ def test_dns_names_are_endpoints_of_their_own_kind() -> None:
     [
         ("dns+http://10.0.0.1:80", ": dns+http takes a host name; for an IP address write http"),
         ("dns+https://[::1]", ": dns+https takes a host name; for an IP address write https"),
-        ("dns+http://h/v1", ": an endpoint's URL has no path, query or fragment; the request's own is kept"),
+        ("dns+http://h/v1", ": remove what follows the host and port: path and query come with each request"),
         ("dns+ftp://h", ": expected an http or https URL such as http://10.0.0.1:8000"),
         ("DNS+HTTP://First:80", ": the same URL as endpoint 'taken' of this cluster"),
         (
