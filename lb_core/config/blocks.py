@@ -63,9 +63,10 @@ def read_metrics(values: Mapping[str, Value], at: Path, report: Report) -> Metri
 
 
 def read_retry(values: Mapping[str, Value], at: Path, report: Report) -> RetryConfig:
-    """The `retry` of a route, or of the top level."""
+    """The `retry` of a route, or of the top level. `false` is off, `true` is the defaults."""
     at = (*at, "retry")
-    raw = report.mapping(values.get("retry", {}), at)
+    given = values.get("retry", {})
+    raw = {"enabled": given} if isinstance(given, bool) else report.mapping(given, at)
     return _built(RetryConfig, raw, at, report) or RetryConfig()
 
 

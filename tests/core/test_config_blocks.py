@@ -269,6 +269,8 @@ ROUTE = "clusters: {a: {endpoints: ['http://h']}}\n"
     [
         ("{}", RetryConfig()),
         ("{enabled: false}", RetryConfig(enabled=False)),
+        ("false", RetryConfig(enabled=False)),
+        ("true", RetryConfig()),
         ("{attempts: 0, connect_attempts: 5}", RetryConfig(attempts=0, connect_attempts=5)),
         (
             "{on_statuses: [503, 504], budget_percent: 20.5, hold_streams: no}",
