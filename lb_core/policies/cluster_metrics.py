@@ -54,7 +54,7 @@ class ClusterMetrics:
 
     mode: Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
     service_list: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_unique)]
-    rate_limit: Annotated[float, Field(ge=0, le=1)] = 1.0
+    rate_limit: Annotated[float, Field(gt=0, le=1)] = 1.0
     cluster_header: Annotated[str, AfterValidator(_own_header)] = "x-envoy-target-cluster"
     queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     sample_ttl: Annotated[float, Field(gt=0)] = 60.0

@@ -64,17 +64,21 @@ class EndpointMetrics:
 
     metric_policy: Literal["default", "least", "most"] = "default"
     target_metric: str = ""
-    rate_limit: Annotated[float, Field(ge=0, le=1)] = 1.0
+    rate_limit: Annotated[float, Field(gt=0, le=1)] = 1.0
     waiting_threshold: Annotated[float, Field(gt=0)] = 50
     sheddable_waiting: Annotated[float, Field(ge=0)] = 5
     sheddable_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.8
     criticality_header: HeaderRead = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the target metric is missing."""
+        """Raises ValueError where the target metric is missing, or nothing would read it."""
         if self.metric_policy != "default" and not self.target_metric.strip():
             raise ValueError(
                 f"metric_policy '{self.metric_policy}' needs target_metric, the name of a metric"
+            )
+        if self.metric_policy == "default" and self.target_metric.strip():
+            raise ValueError(
+                "target_metric is read with metric_policy 'least' or 'most' only; set one of them"
             )
 
     def decide(self, request: Request, snapshot: Snapshot) -> Decision:

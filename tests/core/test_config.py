@@ -525,7 +525,7 @@ def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected
         ),
         (
             "lb_policy: metrics_based\nlb_config: {metric_policy: default, rate_limit: 'nan'}",
-            "3: lb_config.rate_limit: 'nan' is not between 0 and 1",
+            "3: lb_config.rate_limit: 'nan' is not more than 0 and at most 1",
         ),
         (
             "lb_policy: prefix_cache\nlb_config: {redisKeyTTL: 0}",
@@ -620,7 +620,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
         "lb.yaml:4: clusters.a.endpoints[0]: expected an http or https URL such as http://10.0.0.1:8000",
         "lb.yaml:5: clusters.b: expected a mapping, got a number",
         "lb.yaml:7: routes[0].cluster: no cluster is named 'c'",
-        "lb.yaml:11: routes[0].lb_config.rate_limit: 1.5 is not between 0 and 1",
+        "lb.yaml:11: routes[0].lb_config.rate_limit: 1.5 is not more than 0 and at most 1",
         "lb.yaml:12: routes[0].lb_config.timeout: environment variable T is not set;"
         " ${T:-default} gives it a default",
         f"lb.yaml:13: junk: unknown key; valid keys: {TOP_KEYS}",
@@ -782,7 +782,7 @@ def test_an_undeclared_service_cannot_be_counted_in_two_places() -> None:
         ("service_list: []", ".service_list: must not be empty"),
         ("service_list: [llama, llama]", ".service_list: a service is listed twice"),
         ("service_list: llama", ".service_list: expected a list, got 'llama'"),
-        ("rate_limit: 1.5", ".rate_limit: 1.5 is not between 0 and 1"),
+        ("rate_limit: 1.5", ".rate_limit: 1.5 is not more than 0 and at most 1"),
         ("queue_size: 0", ".queue_size: 0 is not between 1 and 1000000"),
         ("sample_ttl: 0", ".sample_ttl: 0 is not more than 0"),
         ("cluster_header: 'a b'", ".cluster_header: not a valid header name"),

@@ -498,7 +498,7 @@ def test_the_examples_of_higress_load_unchanged() -> None:
         ("metric_policy: least", "lb_config: metric_policy 'least' needs target_metric"),
         ("metric_policy: most, target_metric: ' '", "needs target_metric"),
         ("metric_policy: best", "lb_config.metric_policy: 'best' is not one of 'default', 'least', 'most'"),
-        ("rate_limit: 1.5", "lb_config.rate_limit: 1.5 is not between 0 and 1"),
+        ("rate_limit: 1.5", "lb_config.rate_limit: 1.5 is not more than 0 and at most 1"),
         ("waiting_threshold: 0", "lb_config.waiting_threshold: 0 is not more than 0"),
         ("waiting_treshold: 3", "lb_config.waiting_treshold: unknown key"),
     ],
