@@ -24,7 +24,7 @@ _FRAMING = frozenset({"connection", "content-length", "te", "trailer", "transfer
 def read_health(values: Mapping[str, Value], at: Path, report: Report) -> HealthConfig:
     """The `health` of a cluster. `checks: true` is checks with their defaults."""
     at = (*at, "health")
-    raw = dict(report.mapping(values.get("health", {}), at))
+    raw = report.known(report.mapping(values.get("health", {}), at), at, field_names(HealthConfig))
     checks = None
     if "checks" in raw and (given := raw.pop("checks")) is not False:
         checks = ChecksConfig() if given is True else _checks(given, (*at, "checks"), report)
@@ -96,13 +96,8 @@ def _built[T](
     """A block, or None. `spelled` are keys that fields have other names for; `others` are read already."""
     names = {field: key for key, field in spelled.items()}
     fields = {names.get(field, field): field for field in field_names(shape)}
-    values: dict[str, object] = dict(others)
-    for key, value in raw.items():
-        if key in fields:
-            values[fields[key]] = value
-        else:
-            report.unknown_key((*at, key), fields)
-    return build(shape, values, at, report, names=names)
+    values = {fields[key]: value for key, value in report.known(raw, at, fields).items()}
+    return build(shape, {**values, **others}, at, report, names=names)
 
 
 def _page_path(raw: dict[str, Value], at: Path, report: Report) -> None:

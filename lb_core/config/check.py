@@ -8,12 +8,12 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from lb_core.config import addresses
-from lb_core.config.clusters import read_clusters
+from lb_core.config.clusters import NOT_HERE, read_clusters
 from lb_core.config.model import ClusterConfig, Config, Listen
 from lb_core.config.report import Path, Report, Value
 from lb_core.config.routes import KEYS as ROUTE_KEYS
 from lb_core.config.routes import RouteReader
-from lb_core.config.shape import Number, Switch, Whole, build, known_keys
+from lb_core.config.shape import Number, Switch, Whole, build, field_names, known_keys, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,13 @@ class _ListenKeys:
 
 def read_config(values: dict[str, Value], report: Report) -> Config:
     """The configuration that a document holds. Raises ConfigError with everything that is wrong in it."""
-    others = ("listen", "metrics_listen", "hosts", "clusters", "routes", *ROUTE_KEYS)
-    top = build(_TopKeys, known_keys(_TopKeys, values, (), report, others=others), (), report)
+    values = report.known(
+        values,
+        (),
+        (*field_names(_TopKeys), "listen", "metrics_listen", "hosts", "clusters", "routes", *ROUTE_KEYS),
+        elsewhere=NOT_HERE | {"match": "under routes"},
+    )
+    top = build(_TopKeys, part_of(_TopKeys, values), (), report)
     listen = _listen(values, "listen", report)
     metrics_listen = _listen(values, "metrics_listen", report)
     hosts = _hosts(report.mapping(values.get("hosts", {}), ("hosts",)), report)

@@ -12,14 +12,13 @@ from lb_core.config import addresses
 from lb_core.config.blocks import read_health, read_metrics
 from lb_core.config.model import ClusterConfig, DnsEndpoints
 from lb_core.config.report import Path, Report, Value, path_text
-from lb_core.config.shape import Number, Whole, build, known_keys
+from lb_core.config.shape import Number, Whole, build, field_names, known_keys, part_of
 from lb_core.types import Endpoint
 
 LONGEST_NAME = 128
 _DIGITS = 12
 """Of the names of endpoints that have none. With 6 two of 700 addresses were alike; 12 do for a million."""
 _DNS = "dns+"
-_PARTS = ("endpoints", "health", "metrics")
 
 
 def checked_name(text: str) -> str:
@@ -49,6 +48,15 @@ class _ClusterKeys:
     endpoints_file: Annotated[str, Field(min_length=1)] | None = None
 
 
+KEYS = (*field_names(_ClusterKeys), "endpoints", "health", "metrics")
+NOT_HERE = dict.fromkeys(KEYS, "under clusters.NAME")
+"""Of the keys of a cluster that stand elsewhere, where they belong."""
+
+_ELSEWHERE = dict.fromkeys(
+    ("retry", "timeouts", "lb_type", "lb_policy", "lb_config"), "to the top level or a route"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _EndpointKeys:
     url: Annotated[tuple[str, str, int], PlainValidator(_url)]
@@ -70,10 +78,10 @@ def read_clusters(
             checked_name(name)
         except ValueError as error:
             report.add(at, str(error))
-        cluster = report.mapping(raw, at)
-        if isinstance(raw, dict) and not {"endpoints", "endpoints_file"} & raw.keys():
+        cluster = report.known(report.mapping(raw, at), at, KEYS, elsewhere=_ELSEWHERE)
+        if isinstance(raw, dict) and not {"endpoints", "endpoints_file"} & cluster.keys():
             report.add(at, "the key 'endpoints' is missing")
-        keys = build(_ClusterKeys, known_keys(_ClusterKeys, cluster, at, report, others=_PARTS), at, report)
+        keys = build(_ClusterKeys, part_of(_ClusterKeys, cluster), at, report)
         listed = cluster.get("endpoints", [])
         endpoints, dns = _endpoints(name, listed, (*at, "endpoints"), report, owners, hosts=hosts)
         health = read_health(cluster, at, report)

@@ -5,7 +5,7 @@ parameters. `split` takes them apart, and remembers how each was spelled, so tha
 that the user wrote.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -55,23 +55,37 @@ class Split:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def split(values: Mapping[str, Value], fields: Collection[str] | None, path: Path, report: Report) -> Split:
-    """Sort the keys of an `lb_config` for a policy with these fields; None accepts any parameter."""
+def split(
+    values: Mapping[str, Value],
+    owners: Mapping[str, Sequence[str]],
+    policy: str | None,
+    path: Path,
+    report: Report,
+) -> Split:
+    """Sort the keys of an `lb_config`. `owners` says which policies have a parameter.
+
+    While the policy is not known, None, the parameters of all are valid.
+    """
     result = Split()
-    higress_names = {ours: theirs for theirs, ours in _FIELDS.items()}
-    valid = {higress_names.get(name, name) for name in (*(fields or ()), *_SETTINGS)} | _REDIS_KEYS.keys()
-    for key, value in values.items():
+    theirs = {ours: name for name, ours in _FIELDS.items()}
+    fields = {name for name, policies in owners.items() if policy is None or policy in policies}
+    ours = {*fields, *_SETTINGS}
+    elsewhere = {
+        spelled: f"to the polic{'y' if len(policies) == 1 else 'ies'} {', '.join(policies)}"
+        for name, policies in owners.items()
+        for spelled in (name, theirs.get(name, name))
+    }
+    valid = {theirs.get(name, name) for name in ours} | _REDIS_KEYS.keys()
+    known = report.known(
+        {key: value for key, value in values.items() if key not in ours}, path, valid, elsewhere=elsewhere
+    )
+    given = {key: value for key, value in values.items() if key in ours or key in known} | known
+    for key, value in given.items():
         if key in _REDIS_KEYS:
             result.redis[key] = value
             continue
         name = _FIELDS.get(key, key)
-        if name in _SETTINGS:
-            part = result.settings
-        elif fields is None or name in fields:
-            part = result.parameters
-        else:
-            report.unknown_key((*path, key), valid)
-            continue
+        part = result.settings if name in _SETTINGS else result.parameters
         if name in part:
             report.add((*path, key), f"'{result.names[name]}' is the same parameter; give one of them")
             continue

@@ -1,6 +1,6 @@
 """`lb_type`, `lb_policy` and `lb_config` → a policy with its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +33,8 @@ def read_policy(
 
     at = (*path, "lb_config")
     raw = values.get("lb_config")
-    parts = higress.split(
-        {} if raw is None else report.mapping(raw, at), field_names(chosen) if chosen else None, at, report
-    )
+    raw_config = {} if raw is None else report.mapping(raw, at)
+    parts = higress.split(raw_config, _owners(), name if chosen else None, at, report)
     redis = higress.redis_config(parts.redis, at, report, hosts=hosts)
     settings = build(higress.Settings, parts.settings, at, report, names=parts.names)
     if chosen is None:
@@ -46,17 +45,35 @@ def read_policy(
     return PolicyConfig(name, policy, redis, settings.detail_log)
 
 
+def _owners() -> dict[str, list[str]]:
+    """Parameter → the policies that have it."""
+    owners: dict[str, list[str]] = {}
+    for name, policy in _POLICIES.items():
+        for parameter in field_names(policy):
+            owners.setdefault(parameter, []).append(name)
+    return owners
+
+
 def chooses_cluster(values: Mapping[str, Value], policy: PolicyConfig | None) -> bool:
     """Whether the policy chooses among clusters, as far as a possibly faulty document tells."""
-    if policy is None:
-        return values.get("lb_type") == "cluster"
-    return policy.policy.lb_type == "cluster"
+    if policy is not None:
+        return bool(policy.policy.lb_type == "cluster")
+    named = values.get("lb_policy")
+    chosen = _POLICIES.get(named) if isinstance(named, str) else None
+    return values.get("lb_type") == "cluster" or (chosen is not None and chosen.lb_type == "cluster")
 
 
 def services(policy: PolicyConfig | None) -> tuple[str, ...]:
     """The clusters that a policy of the type `cluster` chooses among."""
     listed = getattr(policy.policy, "service_list", ()) if policy else ()
     return tuple(listed)
+
+
+def listed_services(values: Mapping[str, Value]) -> Sequence[Value]:
+    """The same as they are written: where another parameter is faulty there is no policy to ask."""
+    parameters = values.get("lb_config")
+    listed = parameters.get("service_list") if isinstance(parameters, dict) else None
+    return listed if isinstance(listed, list) else ()
 
 
 def metrics_fault(policy: PolicyConfig, cluster: str) -> str | None:

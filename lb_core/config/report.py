@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lb_core.errors import ConfigError, Problem
 
@@ -41,7 +42,7 @@ class Report:
         """
         while path and path not in self.marks:
             path = path[:-1]
-        if any(path[:depth] in self._broken for depth in range(1, len(path) + 1)):
+        if any(path[:depth] in self._broken for depth in range(len(path) + 1)):
             return
         if broken:
             self._broken.add(path)
@@ -81,14 +82,43 @@ class Report:
         self.add(path, f"expected a list, got {kind(value)}")
         return []
 
-    def unknown_key(self, path: Path, valid: Collection[str]) -> None:
-        """Note a key that nobody reads."""
-        key = str(path[-1])
-        if ":" in key:
-            self.add(path, "unknown key; a space is missing after its colon")
-        else:
-            near = nearest(key, valid) or ";"
-            self.add(path, f"unknown key{near} valid keys: {', '.join(sorted(valid))}")
+    def known(
+        self,
+        values: Mapping[str, Value],
+        path: Path,
+        valid: Collection[str],
+        *,
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Value]:
+        """The items of `values` whose keys are valid; a problem for each other.
+
+        `elsewhere` says of keys that stand in the wrong place where they belong. What seems to be a valid
+        key with a typo is read as that key: so nothing of what it holds is hidden, and nothing is missing.
+        """
+        found = {key: value for key, value in values.items() if key in valid}
+        for key, value in values.items():
+            at = (*path, key)
+            if key in valid:
+                continue
+            if key in elsewhere:
+                self.add(at, f"belongs {elsewhere[key]}")
+            elif ":" in key:
+                self.add(at, "unknown key; a space is missing after its colon")
+            else:
+                near = nearest(key, valid) or ";"
+                self.add(at, f"unknown key{near} valid keys: {', '.join(sorted(valid))}")
+                meant = closest(key, valid)
+                if meant is not None and meant not in found:
+                    found[meant] = value
+                    self._place_too(at, (*path, meant))
+        return found
+
+    def _place_too(self, source: Path, to: Path) -> None:
+        """Let what is at one path be at another as well."""
+        depth = len(source)
+        below = [(path, mark) for path, mark in self.marks.items() if path[:depth] == source]
+        self.marks.update({(*to, *path[depth:]): mark for path, mark in below})
+        self._broken |= {(*to, *path[depth:]) for path in self._broken if path[:depth] == source}
 
     @property
     def clean(self) -> bool:
@@ -102,9 +132,15 @@ class Report:
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing when no valid word is close."""
+    found = closest(word, valid)
+    return f"; did you mean '{found}'?" if found is not None else ""
+
+
+def closest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid word that seems to be meant."""
     by_folded = {name.casefold(): name for name in valid}
     found = difflib.get_close_matches(word[:LONGEST_SHOWN].casefold(), by_folded, n=1)
-    return f"; did you mean '{by_folded[found[0]]}'?" if found else ""
+    return by_folded[found[0]] if found else None
 
 
 def kind(value: object) -> str:

@@ -4,12 +4,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lb_core.config.blocks import read_retry, read_timeouts
-from lb_core.config.clusters import Globs, Name, undeclared
+from lb_core.config.clusters import NOT_HERE, Globs, Name, undeclared
 from lb_core.config.model import ClusterConfig, Match, PolicyConfig, RedisConfig, RouteConfig
 from lb_core.config.policy import KEYS as POLICY_KEYS
-from lb_core.config.policy import chooses_cluster, metrics_fault, read_policy, services
+from lb_core.config.policy import (
+    chooses_cluster,
+    listed_services,
+    metrics_fault,
+    read_policy,
+    services,
+)
 from lb_core.config.report import Path, Report, Value, nearest
-from lb_core.config.shape import build, known_keys
+from lb_core.config.shape import build, field_names, known_keys, part_of
 
 KEYS = (*POLICY_KEYS, "retry", "timeouts")
 """Keys of a route that at the top level are for the routes without them."""
@@ -92,18 +98,18 @@ class RouteReader:
         return RouteConfig("default", Match(), cluster, None, self._default_retry, self._default_timeouts)
 
     def _route(self, values: dict[str, Value], at: Path, default_name: str) -> RouteConfig | None:
-        keys = build(
-            _RouteKeys,
-            known_keys(_RouteKeys, values, at, self._report, others=("match", *KEYS)),
-            at,
-            self._report,
+        values = self._report.known(
+            values, at, (*field_names(_RouteKeys), "match", *KEYS), elsewhere=NOT_HERE
         )
+        keys = build(_RouteKeys, part_of(_RouteKeys, values), at, self._report)
         match = self._match(values, (*at, "match"))
         policy = self._policy(values, at)
         retry = read_retry(values, at, self._report) if "retry" in values else self._default_retry
         timeouts = read_timeouts(values, at, self._report) if "timeouts" in values else self._default_timeouts
         own = any(key in values for key in POLICY_KEYS)
-        chooses = chooses_cluster(values, policy) if own else self._default_chooses
+        chooses = self._default_chooses
+        if own:
+            chooses = chooses_cluster(values, policy)
         cluster = values.get("cluster")
         if chooses and "cluster" in values:
             whose = "the route's" if own else "the default"
@@ -125,9 +131,11 @@ class RouteReader:
 
     def _policy(self, values: Mapping[str, Value], at: Path) -> PolicyConfig | None:
         policy = read_policy(values, at, self._report, hosts=self._hosts)
-        self.chooses_clusters |= chooses_cluster(values, policy)
-        for index, service in enumerate(services(policy)):
-            self._check_service((*at, "lb_config", "service_list", index), service)
+        if chooses_cluster(values, policy):
+            self.chooses_clusters = True
+            for index, service in enumerate(services(policy) or listed_services(values)):
+                if isinstance(service, str):
+                    self._check_service((*at, "lb_config", "service_list", index), service)
         return policy
 
     def _check_service(self, at: Path, name: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import annotated_types
@@ -38,19 +38,14 @@ _LIMITS = {
 }
 
 
-def known_keys(
-    shape: type[Any], values: dict[str, Value], path: Path, report: Report, *, others: Iterable[str] = ()
-) -> dict[str, Value]:
-    """The items of `values` that `shape` has fields for; a problem for each key that nobody reads.
+def known_keys(shape: type[Any], values: Mapping[str, Value], path: Path, report: Report) -> dict[str, Value]:
+    """The items of `values` that `shape` has fields for; a problem for each other key."""
+    return report.known(values, path, field_names(shape))
 
-    `others` are valid keys that somebody else reads.
-    """
-    fields = field_names(shape)
-    valid = {*fields, *others}
-    for key in values:
-        if key not in valid:
-            report.unknown_key((*path, key), valid)
-    return {key: value for key, value in values.items() if key in fields}
+
+def part_of(shape: type[Any], values: Mapping[str, Value]) -> dict[str, Value]:
+    """The items of `values` that `shape` has fields for; others are read by somebody else."""
+    return {key: values[key] for key in field_names(shape) if key in values}
 
 
 def field_names(shape: type[Any]) -> tuple[str, ...]:

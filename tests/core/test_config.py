@@ -552,7 +552,7 @@ def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected
             "3: lb_config.database: belongs to serviceFQDN; without serviceFQDN there is no Redis",
         ),
         (
-            "lb_policy: prefix_cache\nlb_config: {servicePrt: 3}",
+            "lb_policy: prefix_cache\nlb_config: {serviceFQDN: r, servicePrt: 3}",
             "3: lb_config.servicePrt: unknown key; did you mean 'servicePort'? valid keys:"
             " cleanInterval, database, enableDetailLog, max_imbalance, max_prefix_entries, password, redis,"
             " redisKeyTTL, secret, serviceFQDN, servicePort, tenant_header, timeout, username",
