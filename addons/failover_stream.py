@@ -128,7 +128,7 @@ class FailoverStream(ClientStream):
         if not self._may_ask():
             yield from super().state_wait_for_response_headers(event)
         elif self.context.options.validate_inbound_headers and not is_valid(response):
-            yield from self._failed(Cause.INVALID)
+            yield from self._failed(self._failure(Cause.INVALID))
         elif is_failure(response):
             yield from self._hold(event, DRAIN_S)
         elif (
@@ -174,12 +174,8 @@ class FailoverStream(ClientStream):
 
     def _judge(self, held: Held) -> layer.CommandGenerator[None]:
         self._stop_waiting()
-        response = held.head.response
-        if held.error is None:
-            failure = self._failure(Cause.STATUS, status=response.status_code)
-        else:
-            failure = self._failure(Cause.ERROR_EVENT, status=status_of(held.error))
-        question = yield from self._ask(failure, response)
+        failure = self._failure_of(held)
+        question = yield from self._ask(failure, held.head.response)
         if question is None:
             return
         # An engine that is full may say so in the first event of a 200, which no client understands.
@@ -214,18 +210,20 @@ class FailoverStream(ClientStream):
             # The `responseheaders` of this response are told, so it cannot be replaced by another one.
             yield from self._parent.abandon(self.context.server)
             yield from self._fail(Question(self.flow, self._failure(Cause.CLOSED)))
-        elif self.server_state == self.state_hold_response and self._held and self._held.failed:
-            yield from self._failed(Cause.STATUS, status=self._held.head.response.status_code)
+        elif self.server_state == self.state_hold_response and (held := self._held) and held.failed:
+            yield from self._failed(self._failure_of(held), held.head.response)
         elif self.server_state in (self.state_wait_for_response_headers, self.state_hold_response):
             closed = _CLOSED in event.message
-            yield from self._failed(Cause.CLOSED if closed else Cause.INVALID)
+            yield from self._failed(self._failure(Cause.CLOSED if closed else Cause.INVALID))
         else:
             yield from super().handle_protocol_error(event)
 
-    def _failed(self, cause: Cause, *, status: int | None = None) -> layer.CommandGenerator[None]:
-        """The connection is of no more use, and there is no response to pass on."""
+    def _failed(
+        self, failure: Failure, response: http.Response | None = None
+    ) -> layer.CommandGenerator[None]:
+        """The connection is of no more use, and there is no whole response to pass on."""
         yield from self._parent.abandon(self.context.server)
-        question = yield from self._ask(self._failure(cause, status=status))
+        question = yield from self._ask(failure, response)
         if question is None:
             return
         if question.again:
@@ -242,6 +240,12 @@ class FailoverStream(ClientStream):
 
     def _failure(self, cause: Cause, *, status: int | None = None) -> Failure:
         return Failure(cause, attempt=self._attempt, status=status, reused=self._reused)
+
+    def _failure_of(self, held: Held) -> Failure:
+        """What a held response says, whether its body came to its end or not."""
+        if held.error is None:
+            return self._failure(Cause.STATUS, status=held.head.response.status_code)
+        return self._failure(Cause.ERROR_EVENT, status=status_of(held.error))
 
     def _ask(
         self, failure: Failure, response: http.Response | None = None

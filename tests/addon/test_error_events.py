@@ -13,6 +13,7 @@ from tests.addon.failover_rig import status
 from tests.addon.proxy import Proxy
 from tests.addon.test_endings import Rig
 from tests.addon.test_failover import raw
+from tests.addon.test_verdicts import rig
 
 BUSY, FAILURE, SUCCESS = Kind.BUSY, Kind.FAILURE, Kind.SUCCESS
 ERRORS: dict[str, tuple[bytes, Kind]] = {
@@ -64,3 +65,14 @@ async def test_an_error_event_counts_the_same_on_each_attempt(tmp_path: Path, er
             assert [verdict(outcome) for outcome in (*failed, *its.outcomes)] == [kind] * (
                 2 if hold and kind is not SUCCESS else 1
             )
+
+
+@pytest.mark.parametrize("error", [name for name, (_, kind) in ERRORS.items() if kind is not SUCCESS])
+async def test_an_error_event_counts_the_same_though_its_stream_is_cut(tmp_path: Path, error: str) -> None:
+    event, kind = ERRORS[error]
+    head = SSE_HEAD.replace(b"\r\n", b"\r\nretry-after: 7\r\n", 1)
+    script = raw(head + chunk(b"data: %s\n\n" % event), then="close")
+    async with rig(tmp_path, script, script) as its:
+        assert (await its.ask()).status_code == (503 if kind is BUSY else 502)
+        assert [verdict(outcome) for outcome in (*its.failed, *its.ended)] == [kind, kind]
+        assert [outcome.retry_after for outcome in (*its.failed, *its.ended)] == ["7", "7"]

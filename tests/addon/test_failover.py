@@ -116,6 +116,8 @@ FAULTS: dict[str, tuple[Script, str]] = {
     "200 and an SSE error in pieces": (error_in_pieces, "error_event 503"),
     "200, comments, and an SSE error": (comments_then_error, "error_event 503"),
     "200 and an SSE error without an end": (raw(SSE_HEAD + chunk(ERROR_EVENT)), "error_event 503"),
+    "200, an SSE error, and EOF": (raw(SSE_HEAD + chunk(ERROR_EVENT), then="close"), "error_event 503"),
+    "200, an SSE error, and reset": (raw(SSE_HEAD + chunk(ERROR_EVENT), then="reset"), "error_event 503"),
     "200 and an SSE error without an empty line": (
         raw(SSE_HEAD + chunk(ERROR_EVENT[:-2]) + b"0\r\n\r\n"),
         "error_event 503",

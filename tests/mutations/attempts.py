@@ -5,6 +5,12 @@ from tests.mutations.model import Mutation
 _EXCHANGE = "addons/exchange.py"
 _HELD = "addons/failover_held.py"
 _HOOKS = "addons/failover_hooks.py"
+_STREAM = "addons/failover_stream.py"
+
+_CUT = (
+    "tests/addon/test_error_events.py::"
+    "test_an_error_event_counts_the_same_though_its_stream_is_cut[vLLM, full]"
+)
 _HOLD = "tests/addon/test_hold.py::"
 _PROGRESS = "tests/addon/test_progress.py::"
 _VERDICTS = "tests/addon/test_verdicts.py::"
@@ -98,6 +104,22 @@ MUTATIONS = (
         "self._balancer.content(self.placement)",
         "pass",
         _VERDICTS + "test_the_head_of_an_answer_that_is_no_stream_is_told",
+    ),
+    Mutation(
+        "an error event whose stream is cut counts as its status, which is good",
+        _STREAM,
+        "FailoverStream._failure_of",
+        "if held.error is None:",
+        "if True:",
+        _CUT,
+    ),
+    Mutation(
+        "the Retry-After of a response that is cut is lost",
+        _STREAM,
+        "FailoverStream.handle_protocol_error",
+        ", held.head.response",
+        "",
+        _CUT,
     ),
     # Timers of an exchange, and what is read of a stream.
     Mutation(
