@@ -96,9 +96,11 @@ class AiLb(Lifecycle):
         asked = balancer.request(
             host=asked_host(flow), path=path, headers=request.headers, session=session, llm=llm
         )
+        # Taken before the wait, in which a reload may rename the route: what matched is what holds.
+        settings_of = runtime.settings
         placed = await balancer.route(asked, started=started)
         try:
-            settings = runtime.settings[placed.route]
+            settings = settings_of[placed.route]
             method = request.method
             exchange = Exchange(
                 flow,

@@ -66,3 +66,21 @@ class Proxy:
     def is_clean(self) -> bool:
         """Nothing in flight, and nothing remembered about any request."""
         return not self.in_flight() and not self.addon._exchanges and not self.addon._by_client
+
+
+class Gate:
+    """Keeps requests waiting for their slot until it is opened, as a Redis that takes its time does."""
+
+    def __init__(self, proxy: Proxy, cluster: str = "c") -> None:
+        self.waiting = 0
+        self.opened = asyncio.Event()
+        assert proxy.addon._runtime is not None
+        store = proxy.addon._runtime.clusters[cluster].store
+        acquire = store.acquire
+
+        async def slow(*args: Any) -> Any:
+            self.waiting += 1
+            await self.opened.wait()
+            return await acquire(*args)
+
+        store.acquire = slow  # type: ignore[method-assign]

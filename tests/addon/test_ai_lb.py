@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from mitmproxy import contentviews, exceptions, http
 from mitmproxy.io import FlowReader, FlowWriter
 
+from lb_core import config as configuration
 from tests.addon import engine as engines
 from tests.addon.engine import ScriptedEngine
-from tests.addon.proxy import Proxy
+from tests.addon.proxy import Gate, Proxy
 from tests.core.site import PAGE, Site, private_tls, response, says
 from tests.waiting import until
 
@@ -233,6 +234,20 @@ async def test_a_request_in_flight_finishes_under_the_policy_that_placed_it(tmp_
             (exchange,) = proxy.addon._exchanges.values()
             assert exchange.placement.decision.policy == "global_least_request"
             writer.close()
+            await until(proxy.is_clean, "nothing is in flight")
+
+
+async def test_a_route_that_a_reload_renames_serves_what_it_had_matched(tmp_path: Path) -> None:
+    async with ScriptedEngine(engines.answer) as engine:
+        routes = [{"name": "old", "cluster": "c"}]
+        async with Proxy(tmp_path, one_cluster(engine, routes=routes)) as proxy:
+            gate = Gate(proxy)
+            answer = asyncio.create_task(send(proxy, b"{}"))
+            await until(lambda: gate.waiting, "it waits for its slot")
+            renamed = proxy._path.read_text().replace("name: old", "name: new")
+            proxy.addon._runtime.apply(configuration.loads(renamed))  # type: ignore[union-attr]
+            gate.opened.set()
+            assert (await answer)[0].startswith(b"HTTP/1.1 200 ")
             await until(proxy.is_clean, "nothing is in flight")
 
 
