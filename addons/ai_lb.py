@@ -44,6 +44,7 @@ class AiLb(Lifecycle):
         super().__init__()
         self._exchanges: dict[str, Exchange] = {}
         self._by_client: defaultdict[str, set[str]] = defaultdict(set)
+        self._being_placed = 0
         self.failover = FailoverHooks(self._exchanges, self._by_client)
 
     def _use(self, runtime: Runtime | None) -> None:
@@ -53,7 +54,7 @@ class AiLb(Lifecycle):
             self.failover.use(runtime.balancer, connect_timeout_s=runtime.connect_timeout_s)
 
     def _is_idle(self) -> bool:
-        return not self._exchanges
+        return not self._exchanges and not self._being_placed
 
     def _finish_all(self) -> None:
         for flow_id in list(self._exchanges):
@@ -68,6 +69,7 @@ class AiLb(Lifecycle):
         """Place the request, or answer it."""
         if flow.response:
             return
+        self._being_placed += 1
         try:
             await self._place(flow)
         except RouteError as error:
@@ -78,6 +80,8 @@ class AiLb(Lifecycle):
             logger.exception("ai-lb: a request is refused after a fault")
             if self._runtime:
                 self._runtime.stats.hook_failed()
+        finally:
+            self._being_placed -= 1
 
     async def _place(self, flow: http.HTTPFlow) -> None:
         if (runtime := self._runtime) is None:

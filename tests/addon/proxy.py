@@ -83,4 +83,4 @@ class Gate:
             await self.opened.wait()
             return await acquire(*args)
 
-        store.acquire = slow  # type: ignore[method-assign]
+        store.acquire = slow  # type: ignore[method-assign, assignment]

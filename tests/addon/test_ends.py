@@ -15,7 +15,7 @@ from addons import connections
 from lb_core import tasks
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, ScriptedEngine, chunk
-from tests.addon.proxy import Proxy
+from tests.addon.proxy import Gate, Proxy
 from tests.waiting import until
 
 ASK = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -71,6 +71,27 @@ async def test_a_drain_lets_streams_end_and_places_nothing_new(tmp_path: Path) -
         await proxy._task
         for writer in (one, other):
             writer.close()
+
+
+async def test_a_drain_lets_a_request_end_that_waits_for_its_slot(tmp_path: Path) -> None:
+    async with (
+        ScriptedEngine(engines.answer) as engine,
+        Proxy(tmp_path, {**one_cluster(engine), "drain_timeout": 12}) as proxy,
+    ):
+        gate = Gate(proxy)
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(ASK)
+        await until(lambda: gate.waiting, "it waits for its slot")
+        proxy.addon._drain()
+        proxy.master.shutdown()
+        proxyserver = proxy.master.addons.get("proxyserver")
+        await until(lambda: not proxyserver.listen_addrs(), "the drain has begun")
+        await asyncio.sleep(0.1)  # in which the drain looks again
+        gate.opened.set()
+        assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200 ")
+        await until(proxy.addon._is_idle, "nothing keeps the proxy from its end")
+        await proxy._task
+        writer.close()
 
 
 @pytest.fixture

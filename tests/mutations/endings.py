@@ -222,6 +222,22 @@ MUTATIONS = (
         _ENDS + "test_a_drain_lets_streams_end_and_places_nothing_new",
     ),
     Mutation(
+        "what waits for its slot is cut by SIGTERM",
+        _AI_LB,
+        "AiLb._is_idle",
+        " and not self._being_placed",
+        "",
+        _ENDS + "test_a_drain_lets_a_request_end_that_waits_for_its_slot",
+    ),
+    Mutation(
+        "a drain waits for what was placed long ago",
+        _AI_LB,
+        "AiLb.request",
+        "self._being_placed -= 1",
+        "pass",
+        _ENDS + "test_a_drain_lets_a_request_end_that_waits_for_its_slot",
+    ),
+    Mutation(
         "a drain has no end",
         _CONNECTIONS,
         "drain",

@@ -262,4 +262,12 @@ MUTATIONS = (
         "pass",
         _REMEMBERED + "test_a_restart_that_one_balancer_saw_is_known_to_all",
     ),
+    Mutation(
+        "a request is served by the settings of a configuration that came after its route",
+        "addons/ai_lb.py",
+        "AiLb._place",
+        "settings_of[placed.route]",
+        "runtime.settings[placed.route]",
+        "tests/addon/test_ai_lb.py::test_a_route_that_a_reload_renames_serves_what_it_had_matched",
+    ),
 )
