@@ -6,6 +6,7 @@ they work.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -36,6 +37,8 @@ class FailoverHooks:
         self._by_client = by_client
         self._balancer: Balancer | None = None
         self._connect_timeout_s = 1.0
+        self._watches: defaultdict[str, list[asyncio.TimerHandle]] = defaultdict(list)
+        """Of endpoints that refused and could not be reached since."""
         self._timeouts = ConnectTimeouts(lambda: self._connect_timeout_s)
 
     def use(self, balancer: Balancer | None, *, connect_timeout_s: float = 1.0) -> None:
@@ -79,9 +82,18 @@ class FailoverHooks:
             if exchange.placement.endpoint.name == endpoint and exchange.events is not None
         }
         if seen:
-            asyncio.get_running_loop().call_later(_SILENT_S, self._close_silent, endpoint, seen)
+            loop = asyncio.get_running_loop()
+            self._watches[endpoint].append(loop.call_later(_SILENT_S, self._close_silent, endpoint, seen))
+
+    def _reached(self, endpoint: str) -> None:
+        """It refuses no more, so a stream of it that is silent may go on."""
+        for timer in self._watches.pop(endpoint, ()):
+            timer.cancel()
 
     def _close_silent(self, endpoint: str, seen: Mapping[str, int | None]) -> None:
+        del self._watches[endpoint][0]  # all wait equally long, so it was the first
+        if not self._watches[endpoint]:
+            del self._watches[endpoint]
         for flow_id, events in seen.items():
             exchange = self._exchanges.get(flow_id)
             if exchange is None or exchange.placement.endpoint.name != endpoint:
@@ -113,6 +125,7 @@ class FailoverHooks:
         if self._balancer is not None:
             for exchange in self._at(data):
                 self._balancer.connected(exchange.placement)
+                self._reached(exchange.placement.endpoint.name)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """It does not."""

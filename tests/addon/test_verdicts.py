@@ -228,3 +228,37 @@ async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
                 assert not (await reader.read()).endswith(SSE_END)
             writer.close()
             await until(lambda: len(its.ended) == 2, "both have ended")
+
+
+async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 60.0)
+    went_on = asyncio.Event()
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        if len(engine.heads) > 1:
+            writer.write(engines.OK)
+        else:
+            writer.write(SSE_HEAD + chunk())
+            await went_on.wait()
+            writer.write(SSE_END)
+
+    async with ScriptedEngine(script) as engine:
+        config = {"clusters": {"c": {"endpoints": [engine.endpoint]}}}
+        async with Proxy(tmp_path, config) as proxy, httpx.AsyncClient(timeout=10) as client:
+            watches = proxy.addon.failover._watches
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"\n\n")
+            engine._server.close()
+            assert (await client.get(proxy.url)).status_code == 503
+            (timer,) = watches["scripted"]
+            engine._server = await asyncio.start_server(engine._serve, "127.0.0.1", engine.port)
+            assert (await client.get(proxy.url)).status_code == 200
+            assert timer.cancelled()
+            assert not watches
+            went_on.set()
+            async with asyncio.timeout(10):
+                await reader.readuntil(SSE_END)
+            writer.close()
