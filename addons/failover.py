@@ -5,9 +5,10 @@ seen nothing of a response, the addons are asked first, by the hook `ai_lb_retry
 somewhere else, or the client gets an error in the form of its API. The client's connection, the flow and its
 `request` hook stay one, no further connection or hop is added, and streams still pass through as they come.
 
-What is held back, so that there is something to decide: the body of a response with status 429 or 5xx, up to
-64 KiB or 250 ms; and a stream, headers included, until its first event with data, since engines whose
-queue is full answer 200 and say so in the first event, and one that dies before it can still be replaced.
+What is held back, so that there is something to decide: a response whose status is one to try again after,
+with up to 64 KiB of its body, or 250 ms; and a stream, headers included, until its first event with data,
+since engines whose queue is full answer 200 and say so in the first event, and one that dies before it can
+still be replaced.
 
 Exactly one of `response` and `error` is called for a flow, as without this layer: `response` for what an
 endpoint answered, whatever its status; `error` where the answer is ours because the endpoints gave none.
@@ -18,31 +19,21 @@ streamed to the endpoint, as the body is not kept; and, once it is sent, a reque
 the endpoint, as that connection also belongs to others.
 """
 
-from collections.abc import Callable
-from math import inf
-
-from mitmproxy import http
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import events, layer, mode_specs, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer, modes
 
 from addons.client_connection import ClientConnection
-from addons.failover_connections import EndpointConnections
+from addons.failover_connections import EndpointConnections, HoldS
 from addons.failover_question import Question, RetryHook
 from addons.failover_stream import FailoverStream
 
 __all__ = ["FailoverLayer", "Question", "RetryHook", "next_layer"]
 
 
-def next_layer(
-    nextlayer: layer.NextLayer, *, hold_s: Callable[[http.HTTPFlow], float | None] = lambda flow: inf
-) -> None:
-    """Serve the clients of a `reverse:http:` listener by the layer below; call it from the hook of this name.
-
-    `hold_s` gives the seconds that a stream of this flow waits for its first event; None is not at all, inf
-    as long as it takes.
-    """
+def next_layer(nextlayer: layer.NextLayer, *, hold_s: HoldS) -> None:
+    """Serve the clients of a `reverse:http:` listener by the layer below; for the hook of this name."""
     context = nextlayer.context
     mode = context.client.proxy_mode
     if nextlayer.layer or len(context.layers) != 1 or not isinstance(context.layers[0], modes.ReverseProxy):
@@ -59,7 +50,7 @@ def next_layer(
 class FailoverLayer(EndpointConnections):
     """mitmproxy's HTTP layer of one client connection, with streams that ask."""
 
-    def __init__(self, context: Context, hold_s: Callable[[http.HTTPFlow], float | None]) -> None:
+    def __init__(self, context: Context, hold_s: HoldS) -> None:
         super().__init__(context, hold_s)
         self._handle_event = self._start  # type: ignore[method-assign]
 

@@ -8,6 +8,10 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
+type HoldS = Callable[[http.HTTPFlow, http.Response], float | None]
+"""Seconds for which a response of this flow, of which the headers came, is held back; None is not at all,
+inf as long as it takes. It is either a stream with status 200 or an error."""
+
 _MANY = 16
 """Connections above which the closed ones are taken out of the list."""
 
@@ -15,10 +19,9 @@ _MANY = 16
 class EndpointConnections(HttpLayer):
     """mitmproxy's HTTP layer, whose connections can be given up."""
 
-    def __init__(self, context: Context, hold_s: Callable[[http.HTTPFlow], float | None]) -> None:
+    def __init__(self, context: Context, hold_s: HoldS) -> None:
         super().__init__(context, HTTPMode.transparent)
         self.hold_s = hold_s
-        """How long a stream of this flow waits for its first event; None is not at all."""
         self._sink = _Sink(context.fork())
 
     def forget_failures(self) -> None:

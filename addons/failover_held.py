@@ -17,6 +17,9 @@ from lb_core.sse import SseMeter
 
 logger = logging.getLogger(__name__)
 
+DRAIN_S = 0.25
+"""Seconds for the rest of a failed response to come, so that its connection can be kept."""
+
 HELD_BYTES = 64 << 10
 """Bytes of a body that are held; then what is there is passed on, or dropped with its connection."""
 
@@ -41,7 +44,7 @@ class Held:
         self.head = head
         self.body: list[BodyEvent] = []
         self.complete = False
-        self.failed = is_failure(head.response)
+        self.failed = head.response.status_code != 200  # else it is a stream
         """It is, or has become, an error."""
         self.error: str | None = None
         """The word for the error in its first event."""
@@ -83,11 +86,6 @@ class Held:
             return Next.PASS
         self.failed, self.error = True, meter.error
         return Next.DRAIN
-
-
-def is_failure(response: http.Response) -> bool:
-    """Tell if the status is one that may be worth another attempt; the addon knows which is."""
-    return response.status_code == 429 or response.status_code >= 500
 
 
 def is_valid(response: http.Response) -> bool:

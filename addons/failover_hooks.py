@@ -12,13 +12,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from mitmproxy import connection
-from mitmproxy.http import HTTPFlow
+from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons import failover, failover_leaks
 from addons.exchange import Exchange
+from addons.failover_held import DRAIN_S
 from addons.failover_timers import ConnectTimeouts, cut
+from addons.headers import is_event_stream
 from lb_core.balancer import Balancer
 from lb_core.retry import Cause, Verdict
 
@@ -50,9 +52,13 @@ class FailoverHooks:
         """Serve clients by the layer that asks."""
         failover.next_layer(nextlayer, hold_s=self._hold_s)
 
-    def _hold_s(self, flow: HTTPFlow) -> float | None:
+    def _hold_s(self, flow: HTTPFlow, response: Response) -> float | None:
         exchange = self._exchanges.get(flow.id)
-        return None if exchange is None else exchange.retries.hold_s
+        if exchange is None:
+            return None
+        if response.status_code == 200:
+            return exchange.retries.hold_s if is_event_stream(response.headers) else None
+        return DRAIN_S if exchange.retries.holds(response.status_code) else None
 
     async def ai_lb_retry(self, question: failover.Question) -> None:
         """An endpoint failed before the client saw anything of a response."""

@@ -29,15 +29,11 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from addons.client_connection import response_of
 from addons.client_stream import ClientStream
 from addons.failover_connections import EndpointConnections
-from addons.failover_held import BodyEvent, Held, Next, is_failure, is_valid
+from addons.failover_held import DRAIN_S, BodyEvent, Held, Next, is_valid
 from addons.failover_question import Question, RetryHook
 from addons.failover_timers import CONNECT_TIMEOUT
-from addons.headers import is_event_stream
 from lb_core.error_words import NOT_TAKEN, status_of
 from lb_core.retry import Cause, Failure, error_of
-
-DRAIN_S = 0.25
-"""Seconds for the rest of a failed response to come, so that its connection can be kept."""
 
 _CLOSED = "closed connection"
 """In mitmproxy's messages of a connection that ended before or within a response."""
@@ -129,13 +125,7 @@ class FailoverStream(ClientStream):
             yield from super().state_wait_for_response_headers(event)
         elif self.context.options.validate_inbound_headers and not is_valid(response):
             yield from self._failed(self._failure(Cause.INVALID))
-        elif is_failure(response):
-            yield from self._hold(event, DRAIN_S)
-        elif (
-            response.status_code == 200
-            and is_event_stream(response.headers)
-            and (hold_s := self._parent.hold_s(self.flow)) is not None
-        ):
+        elif (hold_s := self._parent.hold_s(self.flow, response)) is not None:
             yield from self._hold(event, hold_s)
         else:
             yield from super().state_wait_for_response_headers(event)

@@ -155,6 +155,10 @@ class Retries:
             return None
         return inf if config.hold_s is None else config.hold_s
 
+    def holds(self, status: int) -> bool:
+        """Whether a response with this status is held back: the request may be tried again after it."""
+        return self.judge(Failure(Cause.STATUS, status=status)) is Verdict.RETRY
+
     def judge(self, failure: Failure) -> Verdict:
         """Tell if this request may go to another endpoint after this failure. Changes nothing."""
         config, cause = self._config, failure.cause

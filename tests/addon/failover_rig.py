@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,10 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tools.dump import DumpMaster
 
 from addons import failover, failover_leaks
+from addons.failover_held import DRAIN_S
 from addons.failover_timers import ConnectTimeouts
+from addons.headers import is_event_stream
+from lb_core.retry import RetryConfig
 from tests.addon.engine import ScriptedEngine
 from tests.waiting import free_port, until
 
@@ -24,6 +28,13 @@ CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.test\r\ncontent-length:
     BODY,
 )
 ENDINGS = frozenset({"response", "error"})
+
+
+def hold_s(flow: http.HTTPFlow, response: http.Response) -> float | None:
+    """What the addon of the product says where nothing is configured."""
+    if response.status_code == 200:
+        return inf if is_event_stream(response.headers) else None
+    return DRAIN_S if response.status_code in RetryConfig().on_statuses else None
 
 
 class Asked:
@@ -42,7 +53,7 @@ class Asked:
         self.scheme = "http"
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        failover.next_layer(nextlayer)
+        failover.next_layer(nextlayer, hold_s=hold_s)
 
     def request(self, flow: http.HTTPFlow) -> None:
         self.hooks[flow.id] = ["request"]

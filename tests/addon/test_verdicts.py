@@ -148,6 +148,29 @@ async def test_what_was_sent_is_sent_again_once(tmp_path: Path) -> None:
         assert len(its.failed) == 1
 
 
+@pytest.mark.parametrize("status", [408, 503, 529])
+async def test_each_status_that_the_route_lists_is_tried_elsewhere(tmp_path: Path, status: int) -> None:
+    script = raw(b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status)
+    async with rig(tmp_path, script, engines.answer, retry={"on_statuses": [408, 503, 529]}) as its:
+        assert (await its.ask()).status_code == 200
+        assert [outcome.status for outcome in its.failed] == [status]
+
+
+async def test_what_is_not_tried_elsewhere_is_not_held(tmp_path: Path) -> None:
+    async def unlisted(reader: Reader, writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 500 X\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"a"))
+        await reader.read()
+
+    async with rig(tmp_path, unlisted, engines.answer) as its:
+        reader, writer = await asyncio.open_connection("127.0.0.1", its.proxy.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await reader.readuntil(chunk(b"a"))).startswith(b"HTTP/1.1 500 ")
+        assert not its.failed
+        (exchange,) = its.proxy.addon._exchanges.values()
+        assert "attempts" not in exchange.record
+        writer.close()
+
+
 async def test_a_connection_and_the_first_content_are_told(tmp_path: Path) -> None:
     async with rig(tmp_path, engines.stream) as its:
         await its.ask()

@@ -121,6 +121,30 @@ MUTATIONS = (
         "",
         _CUT,
     ),
+    Mutation(
+        "no response is held for its status",
+        _HOOKS,
+        "FailoverHooks._hold_s",
+        "DRAIN_S if exchange.retries.holds(response.status_code) else None",
+        "None",
+        _VERDICTS + "test_each_status_that_the_route_lists_is_tried_elsewhere",
+    ),
+    Mutation(
+        "each response that is an error is held, and asked about",
+        _HOOKS,
+        "FailoverHooks._hold_s",
+        "DRAIN_S if exchange.retries.holds(response.status_code) else None",
+        "DRAIN_S",
+        _VERDICTS + "test_what_is_not_tried_elsewhere_is_not_held",
+    ),
+    Mutation(
+        "a response is held for which there is no other try",
+        "lb_core/retry.py",
+        "Retries.holds",
+        "self.judge(Failure(Cause.STATUS, status=status)) is Verdict.RETRY",
+        "True",
+        _VERDICTS + "test_what_is_not_tried_elsewhere_is_not_held",
+    ),
     # Timers of an exchange, and what is read of a stream.
     Mutation(
         "the time-out of the first byte runs on when it came",
