@@ -11,7 +11,7 @@ from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers, is_
 from lb_core import record
 from lb_core.balancer import Balancer
 from lb_core.config import Timeouts
-from lb_core.error_words import status_of
+from lb_core.error_words import NOT_TAKEN, status_of
 from lb_core.record import Record
 from lb_core.retry import Cause, Failure, Retries
 from lb_core.sse import SseMeter, usage_of_json
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 METADATA = "ai_lb"
 """The key of the decision record in `flow.metadata`."""
-
-_BUSY = frozenset({429, 503})
 
 _ENDINGS = {Cause.TIMED_OUT: Ending.TIMED_OUT, Cause.NO_SOCKET: Ending.ABANDONED}
 """Of attempts that failed and whose endpoints are not to blame."""
@@ -130,7 +128,7 @@ class Exchange:
         is_stream = is_event_stream(headers)
         if not is_stream:
             self._stop_first_byte()
-        if self._status in _BUSY:
+        if self._status in NOT_TAKEN:
             self._retry_after = headers.get("retry-after")
             headers["retry-after"] = str(self.retry_after_s())
         elif self._status < 400 and not is_stream:

@@ -69,7 +69,7 @@ class RetryConfig:
     connect_attempts: Annotated[int, Field(ge=0, le=100)] = 3
     """How many other endpoints are tried when there is no connection."""
     connect_timeout_s: Annotated[float, Field(ge=0.01, le=60)] = 1.0
-    on_statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
+    on_statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504, 529)
     budget_percent: Annotated[float, Field(ge=0, le=1_000)] = 10.0
     """Retries, in percent of the requests of the last 10 s..."""
     budget_per_s: Annotated[float, Field(ge=0, le=1_000)] = 1.0

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from lb_core.error_words import NOT_TAKEN
 from lb_core.types import Ending, Outcome
 
 REST_S = 1.0
 """The rest of an endpoint that is busy and does not say for how long; vLLM's 503 has no Retry-After."""
 MAX_REST_S = 30.0
 
-_BUSY = frozenset({429, 503, 529})
 _REQUEST_AT_FAULT = frozenset({501, 505})
 _SECONDS = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _LONGEST_DATE = 64
@@ -77,7 +77,7 @@ def judge(
     if not connected:
         return REFUSED
     status = outcome.status if error_code is None else error_code
-    if status in _BUSY:
+    if status in NOT_TAKEN:
         return Verdict(Kind.BUSY, rest_seconds(retry_after, unix_time=unix_time))
     if status is not None and (400 <= status < 500 or status in _REQUEST_AT_FAULT):
         # Also if the connection broke afterwards: an answer may come before the request is read.

@@ -81,8 +81,8 @@ async def test_no_timer_runs_after_the_end_of_what_was_never_answered(tmp_path: 
         assert exchange._first_byte._timer.cancelled()
 
 
-def busy(retry_after: int) -> Script:
-    return raw(b"HTTP/1.1 503 X\r\nretry-after: %d\r\ncontent-length: 0\r\n\r\n" % retry_after)
+def busy(retry_after: int, status: int = 503) -> Script:
+    return raw(b"HTTP/1.1 %d X\r\nretry-after: %d\r\ncontent-length: 0\r\n\r\n" % (status, retry_after))
 
 
 async def test_a_client_is_told_to_come_back_when_the_first_endpoint_has_room(tmp_path: Path) -> None:
@@ -94,3 +94,12 @@ async def test_a_client_is_told_to_come_back_when_the_first_endpoint_has_room(tm
     async with rig(tmp_path, full, full) as its:
         answer = await its.ask()
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_a_client_of_a_full_endpoint_may_return_at_once_where_another_has_room(
+    tmp_path: Path, status: int
+) -> None:
+    async with rig(tmp_path, busy(20, status), engines.answer, retry={"enabled": False}) as its:
+        answer = await its.ask()
+        assert (answer.status_code, answer.headers["retry-after"]) == (status, "1")

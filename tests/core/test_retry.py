@@ -63,7 +63,7 @@ def test_a_failed_connection_needs_no_budget() -> None:
         Failure(Cause.ERROR_EVENT, status=500),
         Failure(Cause.ERROR_EVENT, status=429),
         Failure(Cause.ERROR_EVENT, status=529),
-        *(Failure(Cause.STATUS, status=status) for status in (429, 502, 503, 504)),
+        *(Failure(Cause.STATUS, status=status) for status in (429, 502, 503, 504, 529)),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ _ATTEMPT = "lb_core/health/attempt.py"
 _BALANCER = "lb_core/balancer.py"
 _OUTLIER = "lb_core/health/outlier.py"
 _VERDICT = "lb_core/health/verdict.py"
+_WORDS = "lb_core/error_words.py"
 
 _BACK = "tests/core/test_giving_back.py::"
 _HEALTH = "tests/core/test_health.py::"
@@ -38,16 +39,10 @@ MUTATIONS = (
         "if False:",
         "tests/core/test_health_verdict.py::test_no_connection_is_told_from_a_reset",
     ),
-    Mutation("busy is a failure", _VERDICT, "judge", "if status in _BUSY:", "if False:", _TABLE),
-    Mutation(
-        "429 is no sign of being busy", _VERDICT, "", "frozenset({429, 503, 529})", "{503, 529}", _TABLE
-    ),
-    Mutation(
-        "503 is no sign of being busy", _VERDICT, "", "frozenset({429, 503, 529})", "{429, 529}", _TABLE
-    ),
-    Mutation(
-        "529 is no sign of being busy", _VERDICT, "", "frozenset({429, 503, 529})", "{429, 503}", _TABLE
-    ),
+    Mutation("busy is a failure", _VERDICT, "judge", "if status in NOT_TAKEN:", "if False:", _TABLE),
+    Mutation("429 is no sign of being busy", _WORDS, "", "frozenset({429, 503, 529})", "{503, 529}", _TABLE),
+    Mutation("503 is no sign of being busy", _WORDS, "", "frozenset({429, 503, 529})", "{429, 529}", _TABLE),
+    Mutation("529 is no sign of being busy", _WORDS, "", "frozenset({429, 503, 529})", "{429, 503}", _TABLE),
     Mutation(
         "a busy endpoint rests for a second whatever it asks for",
         _VERDICT,
