@@ -98,7 +98,8 @@ class Balancer:
         home = self._homes.get(placement.request.id)
         rest_s = rest_seconds(said, unix_time=time.time())
         if home is not None:
-            rest_s = min(rest_s, home.cluster.health.rest_s(besides=placement.endpoint.name))
+            others_s = home.cluster.rest_s(placement.request.model, besides=placement.endpoint.name)
+            rest_s = min(rest_s, others_s)
         return max(math.ceil(rest_s), 1)
 
     def connected(self, placement: Placement) -> None:

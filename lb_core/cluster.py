@@ -121,7 +121,7 @@ class Cluster:
         the engines report is wanted. Raises NoEndpoint when none is available, ModelNotFound when none serves
         the model.
         """
-        serving = self._all if model is None or not self._choosy else self._serving(model)
+        serving = self._serving(model)
         in_flight = self.store.in_flight
         eligible = self.health.eligible(in_flight, serving.names)
         candidates = _available(serving, eligible)
@@ -139,7 +139,13 @@ class Cluster:
         )
         return Snapshot(self.name, candidates, in_flight, sequence, prefix, observed, recent), eligible
 
-    def _serving(self, model: str) -> _Serving:
+    def rest_s(self, model: str | None, *, besides: str) -> float:
+        """Seconds until another endpoint than this that serves `model` takes requests; inf if none will."""
+        return self.health.rest_s(besides=besides, among=self._serving(model).names)
+
+    def _serving(self, model: str | None) -> _Serving:
+        if model is None or not self._choosy:
+            return self._all
         if (known := self._by_model.get(model)) is not None:
             return known
         if len(self._by_model) >= _REMEMBERED_MODELS:

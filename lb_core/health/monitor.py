@@ -98,10 +98,17 @@ class Health(Reports):
                 self._touch(member)
         return attempt.begin() if claimed else None
 
-    def rest_s(self, *, besides: str) -> float:
-        """Seconds until another endpoint than this takes requests: 0 if one does, inf if there is none."""
+    def rest_s(self, *, besides: str, among: frozenset[str] | None = None) -> float:
+        """Seconds until another endpoint than this takes requests: 0 if one does, inf if there is none.
+
+        `among` are the endpoints that can serve the request; None is all.
+        """
         now = self._clock()
-        others = (member for member in self._members.values() if member.name != besides)
+        others = (
+            member
+            for member in self._members.values()
+            if member.name != besides and (among is None or member.name in among)
+        )
         rests = [max(member.resting_until - now, 0.0) for member in others if member.present and member.sound]
         return min(rests, default=inf)
 

@@ -161,3 +161,12 @@ async def test_a_client_waits_for_the_first_endpoint_that_has_room() -> None:
     assert rig.balancer.retry_after_s(busy, "2") == 2
     rig.balancer.finish(busy, GOOD)
     assert rig.balancer.retry_after_s(busy, "7") == 7, "nothing is known of its cluster any more"
+
+
+async def test_a_client_does_not_wait_for_an_endpoint_that_lacks_its_model() -> None:
+    rig = Rig(3)
+    big = endpoint("e0", models=("big",)), endpoint("e1", models=("big",))
+    rig.cluster.members((*big, endpoint("e2", models=("small",))))
+    busy, other = await place(rig, LLMRequest("chat", "big")), await place(rig, LLMRequest("chat", "big"))
+    rig.balancer.finish(other, Outcome(Ending.COMPLETE, 503, retry_after="9"))
+    assert rig.balancer.retry_after_s(busy, "20") == 9, "e2 is idle, and of no use"
