@@ -262,11 +262,11 @@ class Runtime:
             for cluster in self.clusters.values():
                 cluster.board.tick()
                 cluster.health.tick()
-            for cluster in [old for old in self._retired if not old.store.in_flight]:
+            # What other balancers have in flight there is not waited for: it may never end.
+            for cluster in [old for old in self._retired if not old.store.held]:
                 self._retired.remove(cluster)
-                if all(cluster is not now for now in self.clusters.values()):
-                    await cluster.close()
-                    await self._assembly.close_unused_links((*self.clusters.values(), *self._retired))
+                await cluster.close()
+                await self._assembly.close_unused_links((*self.clusters.values(), *self._retired))
 
 
 def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:

@@ -18,6 +18,11 @@ class Store(Protocol):
         """Slots held by endpoint name, over all balancers, as last heard; a live, read-only view."""
         ...
 
+    @property
+    def held(self) -> int:
+        """How many slots this process holds or is asking for."""
+        ...
+
     async def acquire(self, lease_id: str, decision: Decision, tie: float) -> Lease:
         """Take a slot by the rule of `placement.place`, atomically over all balancers.
 

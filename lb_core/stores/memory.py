@@ -22,6 +22,11 @@ class MemoryStore:
         """See `Store`; an endpoint without requests is absent."""
         return self._view
 
+    @property
+    def held(self) -> int:
+        """See `Store`."""
+        return len(self._leases)
+
     async def acquire(self, lease_id: str, decision: Decision, tie: float) -> Lease:
         """See `Store`."""
         if (held := self._leases.get(lease_id)) is not None:

@@ -80,6 +80,11 @@ class RedisStore:
         """See `Store`; an endpoint without requests is absent."""
         return self._books.seen
 
+    @property
+    def held(self) -> int:
+        """See `Store`."""
+        return len(self._books.held) + len(self._books.pending)
+
     def start(self) -> None:
         """Begin to connect and to keep the lease; does nothing the second time. `acquire` does it too."""
         if self._task is None:

@@ -72,6 +72,17 @@ async def test_the_same_id_twice_at_once_holds_one_slot(store: Store) -> None:
         assert (await store.acquire(name, prefer((member,), limit=1), 0.0)).in_flight == 1
 
 
+async def test_held_is_what_this_process_has(store: Store) -> None:
+    await store.acquire("1", prefer((A,)), 0.0)
+    asking = asyncio.ensure_future(store.acquire("2", prefer((B,)), 0.0))
+    await asyncio.sleep(0)
+    assert store.held == 2
+    await asking
+    for name in ("1", "2"):
+        store.release(name)
+    assert store.held == 0
+
+
 async def test_a_slot_is_given_back_once(store: Store) -> None:
     await store.acquire("1", prefer((A,)), 0.0)
     assert [store.release("1"), store.release("1"), store.release("never")] == [True, False, False]

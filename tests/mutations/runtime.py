@@ -121,9 +121,18 @@ MUTATIONS = (
         "a cluster that left is closed over its requests",
         _RUNTIME,
         "Runtime._tick",
-        "if not old.store.in_flight",
+        "if not old.store.held",
         "if True",
         _PARTS + "test_a_cluster_that_left_is_closed_when_its_last_request_has_ended",
+    ),
+    Mutation(
+        "a cluster that left waits for the requests of other balancers",
+        _RUNTIME,
+        "Runtime._tick",
+        "old.store.held",
+        "old.store.in_flight",
+        "tests/redis/test_reload.py::"
+        "test_a_cluster_that_left_does_not_wait_for_the_requests_of_other_balancers",
     ),
     Mutation(
         "a cluster that left is remembered for ever",
