@@ -45,5 +45,5 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give back everything that this process holds."""
+        """Give back everything that this process holds. What is taken afterwards is counted here alone."""
         ...

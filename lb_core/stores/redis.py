@@ -69,6 +69,7 @@ class RedisStore:
         self._ended: list[tuple[str, str | None]] = []
         self._flush_due: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     @classmethod
     def at(cls, settings: RedisSettings, cluster: str, links: Links) -> "RedisStore":
@@ -86,8 +87,11 @@ class RedisStore:
         return len(self._books.held) + len(self._books.pending)
 
     def start(self) -> None:
-        """Begin to connect and to keep the lease; does nothing the second time. `acquire` does it too."""
-        if self._task is None:
+        """Begin to connect and to keep the lease; does nothing the second time, nor when it is closed.
+
+        `acquire` does it too.
+        """
+        if self._task is None and not self._closed:
             self._link.watch(self._upkeep.link_changed)
             if self._link.up:
                 self._upkeep.link_changed(up=True)
@@ -98,11 +102,12 @@ class RedisStore:
         """See `Store`. Waits for the server at most min(timeout, 250 ms)."""
         if (held := self._books.held.get(lease_id)) is not None:
             return held.lease
-        if self._task is None:
-            self.start()
+        slot = f"{next(self._numbers):x}"
+        if self._closed:  # a request that waited, as for its prompt to be looked up, is served all the same
+            return self._take_alone(slot, lease_id, decision, tie)
+        self.start()
         if not self._link.up:
             await self._link.settled()
-        slot = f"{next(self._numbers):x}"
         self._books.pending.add(slot)
         try:
             return await self._take(slot, lease_id, decision, tie)
@@ -126,7 +131,7 @@ class RedisStore:
         moved = self._books.move(lease_id, endpoint)
         if before is None or moved is None:
             return False
-        if self._link.up:
+        if self._link.up and not self._closed:
             limit = limit_of(endpoint, max_in_flight)
             if self._ended:
                 self._flush()
@@ -147,6 +152,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """See `Store`. What cannot be told to the server now comes back when the lease runs out."""
+        self._closed = True
         if self._task is None:
             return
         self._task.cancel()
@@ -172,9 +178,11 @@ class RedisStore:
                 ballot = self._ballots.write(decision, tie, whole=True)
                 taken = await self._ledger.acquire(slot, tie, ballot)
         except ServerAway:
+            self.stats.fallbacks += 1
             self._upkeep.suspect()
             return self._take_alone(slot, lease_id, decision, tie)
         except Refused as error:
+            self.stats.fallbacks += 1
             self._upkeep.refused("acquire", error)
             return self._take_alone(slot, lease_id, decision, tie)
         self._upkeep.accepted("acquire")
@@ -193,7 +201,6 @@ class RedisStore:
         return self._books.add(slot, lease_id, self._cluster, endpoint, taken.tier)
 
     def _take_alone(self, slot: str, lease_id: str, decision: Decision, tie: float) -> Lease:
-        self.stats.fallbacks += 1
         placed = place(decision, self._books.seen, tie)
         if placed is None:
             raise Saturated(FULL)

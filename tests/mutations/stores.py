@@ -64,6 +64,22 @@ MUTATIONS = (
     ),
     # The store in Redis, as one process sees it.
     Mutation(
+        "a closed store begins anew",
+        _REDIS,
+        "RedisStore.close",
+        "self._closed = True",
+        "pass",
+        "tests/redis/test_reload.py::test_a_closed_store_leaves_nothing_at_the_server_and_tells_it_nothing",
+    ),
+    Mutation(
+        "a request that moves in a closed store is told to the server",
+        _REDIS,
+        "RedisStore.move",
+        "and not self._closed",
+        "",
+        "tests/redis/test_reload.py::test_a_closed_store_leaves_nothing_at_the_server_and_tells_it_nothing",
+    ),
+    Mutation(
         "a slot that is given back is not told",
         _REDIS,
         "RedisStore.release",
@@ -157,7 +173,7 @@ MUTATIONS = (
         "RedisStore.close",
         "await self._ledger.reap(self.owner)",
         "pass",
-        _CONTRACT + "test_closing_gives_everything_back[redis]",
+        "tests/redis/test_reload.py::test_a_closed_store_leaves_nothing_at_the_server_and_tells_it_nothing",
     ),
     Mutation(
         "a closed store goes on with its rounds",

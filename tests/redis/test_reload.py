@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lb_core import tasks
 from lb_core.config import loads
 from lb_core.runtime import Runtime
-from lb_core.types import Ending, Outcome, Placement
+from lb_core.types import Ending, Outcome, Placement, Request
+from tests.core.build import endpoints
+from tests.redis.fleet import Fleet, equal
 from tests.redis.servers import RedisServer
 from tests.waiting import until
 
@@ -60,3 +63,47 @@ async def test_a_cluster_that_left_does_not_wait_for_the_requests_of_other_balan
         await until(lambda: not runtime._assembly.links.all())
         assert server.client.zcard("{ai_lb:c}:i") == 1, "the other balancer is left alone there"
         other.balancer.finish(theirs, DONE)
+
+
+async def test_a_request_that_is_placed_when_its_cluster_was_closed_is_served_and_begins_nothing_anew(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = asyncio.Event()
+
+    class Slow:
+        """Where a prompt is looked up, which takes a while."""
+
+        async def find(self, request: Request) -> None:
+            await found.wait()
+
+    async with running(settings(server.port)) as runtime:
+        cluster = runtime.clusters["c"]
+        monkeypatch.setattr(cluster, "finder", lambda policy: Slow())
+        placing = asyncio.create_task(place(runtime))
+        await asyncio.sleep(0)
+        runtime.apply(loads(settings(None)))
+        await until(lambda: not runtime._assembly.links.all())
+        found.set()
+        placement = await placing
+        assert placement.lease.in_flight == 1
+        assert await cluster.store.move(placement.lease.id, placement.endpoint)
+        runtime.balancer.finish(placement, DONE)
+        assert dict(cluster.store.in_flight) == {}
+    assert not [task.get_name() for task in tasks._running if "ledger" in task.get_name()]
+
+
+async def test_a_closed_store_leaves_nothing_at_the_server_and_tells_it_nothing(
+    fleet: Fleet, server: RedisServer
+) -> None:
+    store = await fleet.add(server.config)
+    await store.acquire("0", equal(*endpoints(2)), 0.0)
+    await until(lambda: len(server.client.keys("*")) == 3)
+    await store.close()
+    assert server.client.keys("*") == [], "what it held is given back"
+    lease = await store.acquire("1", equal(*endpoints(2)), 0.0)
+    assert await store.move("1", endpoints(2)[1])
+    assert dict(store.in_flight) == {"e1": 1}
+    assert store.release(lease.id)
+    store.start()
+    await asyncio.sleep(0.05)
+    assert server.client.keys("*") == []
