@@ -43,6 +43,7 @@ class Link:
         self._call_s = min(settings.timeout_ms / 1000, _LONGEST_CALL_S)
         self._connect_s = min(settings.timeout_ms / 1000, _LONGEST_CONNECT_S)
         self._wire: Wire | None = None
+        self._failures = 0
         self._task: asyncio.Task[None] | None = None
         self._watchers: list[Callable[[bool], None]] = []
         self._said_down: set[str] = set()
@@ -145,6 +146,7 @@ class Link:
                 why = "it is slow" if slow else ""
             except (OSError, ServerAway, Refused) as error:  # TimeoutError is an OSError
                 why = _reason(error)
+                self._failures += 1
                 if self._wire is not None and self._wire.silent_s > _SILENCE_S:
                     self._wire.abort()
             if not why:
@@ -181,7 +183,9 @@ class Link:
 
     async def _connect(self) -> Wire:
         async with asyncio.timeout(self._connect_s):
-            wire = await self._server.connect(await self._server.master(self._key))
+            # After a failure another one is asked first: who accepts and is silent takes all of this time.
+            master = await self._server.master(self._key, first=self._failures)
+            wire = await self._server.connect(master)
             try:
                 await self._server.log_in(wire)
                 await self._look_round(wire)

@@ -1,6 +1,5 @@
 """Where a Redis server is: what its URL says, and who the master is behind a cluster or sentinels."""
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from redis.crc import key_slot
 
 from lb_core.stores.wire import Refused, Reply, ServerAway, Wire
-
-_ASK_S = 1.0
 
 
 class RedisSettings(Protocol):
@@ -84,15 +81,19 @@ class Server:
             dict(settings.located),
         )
 
-    async def master(self, key: str) -> Address:
-        """Who may write this key now. Raises OSError, ServerAway or Refused when nobody can tell."""
+    async def master(self, key: str, *, first: int = 0) -> Address:
+        """Who may write this key now. Raises OSError, ServerAway or Refused when nobody can tell.
+
+        There is no limit of time, and one that is silent is not left. Whoever gives up passes the next number
+        as `first`, at whose address the asking begins: they are taken in turn.
+        """
         if self.kind == "plain":
             return self.addresses[0]
         problem: Exception = ServerAway("no server knows the master")
-        for address in self.addresses:
+        first %= len(self.addresses)
+        for address in self.addresses[first:] + self.addresses[:first]:
             try:
-                async with asyncio.timeout(_ASK_S):
-                    found = await self._ask(address, key)
+                found = await self._ask(address, key)
             except (OSError, ServerAway, Refused) as error:
                 problem = error
                 continue

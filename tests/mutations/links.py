@@ -14,6 +14,15 @@ _TELLING = "tests/redis/test_telling.py::"
 MUTATIONS = (
     # Connections.
     Mutation(
+        "who is asked for the master and is silent is asked first for ever",
+        _LINK,
+        "Link._keep",
+        "self._failures += 1",
+        "pass",
+        "tests/redis/test_link.py::"
+        "test_one_that_accepts_and_is_silent_does_not_keep_the_others_from_being_asked[sentinel]",
+    ),
+    Mutation(
         "a closed link goes on connecting",
         _LINK,
         "Link.close",

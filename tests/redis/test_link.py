@@ -251,3 +251,20 @@ def test_a_server_is_read_from_its_url(caplog: pytest.LogCaptureFixture) -> None
     )
     assert PASSWORD not in repr(server)
     assert Server.of(redis_url("redis+cluster://h", timeout_ms=1)).addresses == (("h", 6379),)
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+async def test_one_that_accepts_and_is_silent_does_not_keep_the_others_from_being_asked(
+    links: Links, cluster: list[RedisServer], sentinel: tuple[int, RedisServer], kind: str
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as first:
+        port = first.sockets[0].getsockname()[1]
+        name, second = ("", cluster[0].port) if kind == "cluster" else ("/main/0", sentinel[0])
+        url = f"redis+{kind}://127.0.0.1:{port},127.0.0.1:{second}{name}"
+        link = links.to(redis_url(url, timeout_ms=3000), "k")
+        link.start()
+        await until(lambda: link.up, within_s=30)
