@@ -153,6 +153,7 @@ class Discovery:
         self._file_read = asyncio.Event()
         self._file_is_bad = False
         self._in_file = EndpointList()
+        self._retired = False
         self._addresses: dict[str, tuple[str, ...]] = {}
         if after is not None:
             if after._path == self._path:
@@ -175,6 +176,10 @@ class Discovery:
                     await self._file_read.wait()
                 for name in tuple(self._names.values()):
                     await name.asked.wait()
+
+    def retire(self) -> None:
+        """Tell nothing more: another one follows the cluster, or it is gone. `stop` is to come."""
+        self._retired = True
 
     async def stop(self) -> None:
         """Follow nothing more; `on_members` is not called again."""
@@ -235,6 +240,8 @@ class Discovery:
         return members((self._listed, self._in_file), self._addresses)
 
     def _update(self) -> None:
+        if self._retired:
+            return
         before, self.members = self.members, self._members()
         if self.members == before:
             return

@@ -107,7 +107,7 @@ class Runtime:
             for name, cluster in config.clusters.items()
         }
         # From here on nothing fails.
-        self._retired += [old for name, old in self.clusters.items() if clusters.get(name) is not old]
+        self._retired += [each for name, each in self.clusters.items() if clusters.get(name) is not each]
         found = {
             name: self._assembly.discovery(
                 settings, config.hosts, self._members_changed, self._discoveries.get(name)
@@ -118,7 +118,9 @@ class Runtime:
             discovery, settings = found[name], config.clusters[name]
             endpoints = discovery.members if discovery is not None else settings.endpoints
             self._assembly.update(cluster, settings, endpoints)
-        self._abandoned += self._discoveries.values()
+        for old in self._discoveries.values():
+            old.retire()  # at once: an answer on its way is about clusters that are no more
+            self._abandoned.append(old)
         self._discoveries = {name: discovery for name, discovery in found.items() if discovery is not None}
         self.config = config
         self.settings = {route.name: route for route in config.routes}

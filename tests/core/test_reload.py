@@ -10,6 +10,7 @@ from lb_core.errors import ConfigError
 from lb_core.policies.prefix_cache import PrefixCache
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome, Placement
+from tests.waiting import until
 
 ENDPOINTS = """
 clusters:
@@ -159,3 +160,29 @@ async def test_prompts_remembered_for_a_policy_that_is_gone_are_forgotten() -> N
     assert runtime.clusters["a"] is cluster
     assert cluster.finder(PrefixCache(60)) is not finder
     await runtime.close()
+
+
+async def test_an_answer_on_its_way_to_a_cluster_that_left_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[asyncio.Future[tuple[str, ...]]] = []
+
+    async def resolve(host: str) -> tuple[str, ...]:
+        asked.append(asyncio.get_running_loop().create_future())
+        return await asked[-1]
+
+    monkeypatch.setattr("lb_core.assembly.resolve", resolve)
+    named = '  d: {endpoints: ["dns+http://engines.test:80"], metrics: false}\n'
+    for turns in range(5):
+        asked.clear()
+        runtime = Runtime(loads(ENDPOINTS + named + ROUTES))
+        starting = asyncio.create_task(runtime.start())
+        await until(lambda: asked)
+        asked[0].set_result(("10.0.0.1",))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        runtime.apply(loads(ENDPOINTS + ROUTES))
+        await starting
+        await asyncio.sleep(0)
+        await runtime.close()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []

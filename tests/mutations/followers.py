@@ -30,6 +30,14 @@ MUTATIONS = (
         _FOUND + "test_a_stopped_discovery_tells_nothing",
     ),
     Mutation(
+        "a discovery that another one follows goes on telling",
+        _DISCOVERY,
+        "Discovery.retire",
+        "self._retired = True",
+        "pass",
+        "tests/core/test_reload.py::test_an_answer_on_its_way_to_a_cluster_that_left_is_dropped",
+    ),
+    Mutation(
         "a name that left the file is asked for",
         _DISCOVERY,
         "Discovery._follow",

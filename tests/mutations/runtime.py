@@ -30,6 +30,14 @@ MUTATIONS = (
         _PARTS + "test_a_file_of_endpoints_is_not_followed_after_it_left_the_configuration",
     ),
     Mutation(
+        "a discovery that left tells what it had asked for",
+        _RUNTIME,
+        "Runtime._take",
+        "old.retire()",
+        "pass",
+        "tests/core/test_reload.py::test_an_answer_on_its_way_to_a_cluster_that_left_is_dropped",
+    ),
+    Mutation(
         "the housekeeping goes on after the end",
         _RUNTIME,
         "Runtime.close",
