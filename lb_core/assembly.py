@@ -60,6 +60,16 @@ class Assembly:
         """Close the connections that none of these clusters uses."""
         await self.links.keep({link for cluster in clusters if (link := self._link_of[cluster]) is not None})
 
+    def set_timeouts(self, clusters: Mapping[str, Cluster], whole: Config) -> None:
+        """Give each connection the shortest time-out of the policies that share it."""
+        shortest: dict[Link, int] = {}
+        for name, cluster in clusters.items():
+            if (link := self._link_of[cluster]) is not None:
+                for redis in [policy.redis for policy in _policies_on(name, whole) if policy.redis]:
+                    shortest[link] = min(redis.timeout_ms, shortest.get(link, redis.timeout_ms))
+        for link, timeout_ms in shortest.items():
+            link.timeout_ms = timeout_ms
+
     def update(self, cluster: Cluster, config: ClusterConfig, endpoints: tuple[Endpoint, ...]) -> None:
         """Bring a cluster up to its configuration and to the endpoints that it has now."""
         if cluster.endpoints != endpoints:

@@ -107,6 +107,7 @@ class Runtime:
             for name, cluster in config.clusters.items()
         }
         # From here on nothing fails.
+        self._assembly.set_timeouts(clusters, config)
         self._retired += [each for name, each in self.clusters.items() if clusters.get(name) is not each]
         found = {
             name: self._assembly.discovery(

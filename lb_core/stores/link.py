@@ -40,8 +40,8 @@ class Link:
         self._server = Server.of(settings)
         self._name = f"Redis at {settings.host}:{settings.port}"
         self._key = key
-        self._call_s = min(settings.timeout_ms / 1000, _LONGEST_CALL_S)
-        self._connect_s = min(settings.timeout_ms / 1000, _LONGEST_CONNECT_S)
+        self.timeout_ms = settings.timeout_ms
+        """May be set at any time, and holds from the next call on."""
         self._wire: Wire | None = None
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
@@ -57,6 +57,14 @@ class Link:
             self._trouble: asyncio.Future[str] = self._loop.create_future()
             self._settled = asyncio.Event()
             self._task = spawn(self._keep(), name=f"{self._name}: connection")
+
+    @property
+    def _call_s(self) -> float:
+        return min(self.timeout_ms / 1000, _LONGEST_CALL_S)
+
+    @property
+    def _connect_s(self) -> float:
+        return min(self.timeout_ms / 1000, _LONGEST_CONNECT_S)
 
     @property
     def is_cluster(self) -> bool:

@@ -145,6 +145,26 @@ async def test_a_link_to_a_redis_that_is_not_used_any_more_is_closed() -> None:
     await runtime.close()
 
 
+async def test_two_time_outs_for_one_redis_are_one_connection_with_the_shorter() -> None:
+    def config(a_ms: int, b_ms: int) -> Config:
+        policy = "lb_policy: global_least_request, lb_config: {redis: 'redis://127.0.0.1:1', timeout: %d}"
+        a = f"{{name: a, match: {{hosts: [a.test]}}, cluster: a, {policy % a_ms}}}"
+        return loads(f"{ENDPOINTS}routes: [{a}, {{name: b, cluster: b, {policy % b_ms}}}]")
+
+    runtime = Runtime(config(100, 40))
+    (link,) = runtime._assembly.links.all()
+    assert link.timeout_ms == 40
+    runtime.apply(config(100, 200))
+    assert runtime._assembly.links.all() == (link,)
+    assert link.timeout_ms == 100
+    with pytest.raises(ConfigError):
+        runtime.apply(
+            loads(with_redis(1).replace("redis://", "rediss://").replace(":1'", ":1?ssl_ca_certs=/nowhere'"))
+        )
+    assert link.timeout_ms == 100
+    await runtime.close()
+
+
 async def test_prompts_remembered_for_a_policy_that_is_gone_are_forgotten() -> None:
     def config(ttl_s: int) -> Config:
         return loads(f"{ENDPOINTS}{ROUTES}lb_policy: prefix_cache\nlb_config: {{redisKeyTTL: {ttl_s}}}\n")

@@ -1,6 +1,7 @@
 """What a reload does to the Redis server that was in use: it is left, whatever other balancers do."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 from lb_core import tasks
 from lb_core.config import loads
 from lb_core.runtime import Runtime
+from lb_core.stores.link import Link
+from lb_core.stores.wire import ServerAway
 from lb_core.types import Ending, Outcome, Placement, Request
 from tests.core.build import endpoints
 from tests.redis.fleet import Fleet, equal
@@ -107,3 +110,28 @@ async def test_a_closed_store_leaves_nothing_at_the_server_and_tells_it_nothing(
     store.start()
     await asyncio.sleep(0.05)
     assert server.client.keys("*") == []
+
+
+async def test_another_time_out_holds_from_the_reload_on_over_the_same_connection(
+    own_server: RedisServer,
+) -> None:
+    async with running(settings(own_server.port, timeout=10_000)) as runtime:
+        (link,) = runtime._assembly.links.all()
+        assert await shortest_wait(link, own_server, times=1) > 0.2
+        runtime.apply(loads(settings(own_server.port, timeout=20)))
+        assert runtime._assembly.links.all() == (link,)
+        assert await shortest_wait(link, own_server, times=5) < 0.2
+
+
+async def shortest_wait(link: Link, server: RedisServer, *, times: int) -> float:
+    """How long a call waits for a server that does not answer, on a machine that may be slow."""
+    waits = []
+    for _ in range(times):
+        await until(lambda: link.up)
+        server.freeze()
+        began = time.monotonic()
+        with pytest.raises(ServerAway):
+            await link.call("PING")
+        waits.append(time.monotonic() - began)
+        server.thaw()
+    return min(waits)
