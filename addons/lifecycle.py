@@ -50,7 +50,20 @@ class Lifecycle(ABC):
         """Give back all that is held."""
 
     def load(self, loader: Loader) -> None:
-        """Declare the options and the content view, and see to the log, into which faults go from here on."""
+        """Declare what is ours. Whatever goes wrong here, nobody is served."""
+        # Nothing is raised: an OptionsError from here would go unheard and take the hooks away, and mitmproxy
+        # would stay as the open proxy that it is without them. A logged error ends the start, and after that,
+        # when the script is loaded again, hooks without a configuration refuse everything.
+        try:
+            self._load(loader)
+        except Exception as error:
+            self._configured = True
+            if isinstance(error, proxy_options.Refusal):
+                logger.error("ai-lb: %s", error)
+            else:
+                logger.exception("ai-lb: the balancer does not load")
+
+    def _load(self, loader: Loader) -> None:
         terminal_log.print_through_full_disks()
         terminal_log.say_once_that_files_ran_out()
         contentviews.add(DecisionView())
@@ -64,6 +77,7 @@ class Lifecycle(ABC):
             "Balancer: policy of the routes without one of their own; empty is as configured, "
             "'off' is each cluster's own strategy. May be set while running.",
         )
+        proxy_options.take_deferred()
 
     def configure(self, updated: set[str]) -> None:
         """Take the options: at the start all of them, later the changed ones."""

@@ -3,7 +3,7 @@
 import logging
 import ssl
 
-from mitmproxy import ctx, optmanager
+from mitmproxy import ctx, exceptions, optmanager
 from mitmproxy.addonmanager import traverse
 from mitmproxy.log import LegacyLogEvents
 from mitmproxy.proxy import mode_specs
@@ -91,6 +91,19 @@ def trust() -> ssl.SSLContext:
         ca_dir=ctx.options.ssl_verify_upstream_trusted_confdir,
         insecure=ctx.options.ssl_insecure,
     )
+
+
+def take_deferred() -> None:
+    """Give the options that scripts have declared by now what the user set for them. Raises Refusal.
+
+    mitmproxy does so itself after `load`, where a value that an option cannot have (two of them, none, one
+    of another kind) takes the script away silently; that value may be another script's.
+    """
+    try:
+        ctx.options.process_deferred()
+    except (exceptions.OptionsError, TypeError) as error:
+        ctx.options.deferred.clear()
+        raise Refusal(f"{error}; give each option one value: --set NAME=VALUE") from error
 
 
 def unknown_options() -> list[str]:

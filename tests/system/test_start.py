@@ -17,16 +17,20 @@ from tests.waiting import free_port, wait_until
 CLUSTER = {"clusters": {"c": {"endpoints": [{"url": "http://127.0.0.1:1", "name": "nobody"}]}}}
 
 
-def refusal(folder: Path, *arguments: str) -> list[str]:
-    """Start mitmdump, which must end by itself with an error; gives the lines about the balancer."""
-    ended = subprocess.run(
+def ended(
+    folder: Path,
+    *arguments: str,
+    program: str = "mitmdump",
+    script: Path = ADDON,
+    confdir: Path | None = None,
+) -> str:
+    """Start mitmproxy, which must end by itself with an error; gives all that it printed."""
+    process = subprocess.run(
         [
-            str(BIN / "mitmdump"),
-            "-s",
-            str(ADDON),
-            "--set",
-            f"confdir={folder.parent / 'mitmproxy'}",
+            str(BIN / program),
+            *("--set", f"confdir={confdir or folder.parent / 'mitmproxy'}"),
             *arguments,
+            *("-s", str(script)),
         ],
         capture_output=True,
         text=True,
@@ -34,9 +38,17 @@ def refusal(folder: Path, *arguments: str) -> list[str]:
         check=False,
         env={**os.environ, "NO_COLOR": "1"},
     )
-    assert ended.returncode == 1
-    assert "Traceback" not in ended.stdout + ended.stderr
-    return [line.partition("ai-lb: ")[2] for line in ended.stdout.splitlines() if "ai-lb: " in line]
+    assert process.returncode == 1
+    return process.stdout + process.stderr
+
+
+def refusal(
+    folder: Path, *arguments: str, program: str = "mitmdump", confdir: Path | None = None
+) -> list[str]:
+    """The same; gives the lines about the balancer."""
+    printed = ended(folder, *arguments, program=program, confdir=confdir)
+    assert "Traceback" not in printed
+    return [line.partition("ai-lb: ")[2] for line in printed.splitlines() if "ai-lb: " in line]
 
 
 def written(folder: Path, text: str) -> str:
@@ -77,6 +89,56 @@ def test_what_breaks_a_balancer_is_refused_in_one_line(
     listen = () if "--mode" not in arguments else ("--listen-port", str(free_port()))
     (line,) = refusal(tmp_path, "--set", chosen, *arguments, *listen)
     assert words in line
+
+
+def web(port: int) -> tuple[str, ...]:
+    return ("--no-web-open-browser", "--set", f"web_port={port}")
+
+
+@pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--set", "ai_lb_config=a.yaml", "--set", "ai_lb_config=b.yaml"),
+            "multiple values for ai_lb_config",
+        ),
+        (("--set", "ai_lb_config"), "ai_lb_config"),
+        (("--set", "ai_lb_policy"), "ai_lb_policy"),
+    ],
+)
+def test_an_option_without_one_value_leaves_no_open_proxy(
+    tmp_path: Path, program: str, arguments: tuple[str, ...], words: str
+) -> None:
+    more = web(free_port()) if program == "mitmweb" else ()
+    (line,) = refusal(tmp_path, "--listen-port", str(free_port()), *more, *arguments, program=program)
+    assert words in line
+
+
+def test_an_option_of_a_wrong_kind_in_mitmproxys_own_file_leaves_no_open_proxy(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("ai_lb_config: [a.yaml, b.yaml]\n")
+    (line,) = refusal(tmp_path, "--listen-port", str(free_port()), confdir=tmp_path)
+    assert "ai_lb_config" in line
+
+
+def test_a_fault_of_another_script_s_options_leaves_no_open_proxy(tmp_path: Path) -> None:
+    engines = ("-s", str(ADDON.with_name("sim_engines.py")), "--set", "sim_engines_ports")
+    (line,) = refusal(tmp_path, "--listen-port", str(free_port()), *engines)
+    assert "sim_engines_ports" in line
+
+
+@pytest.mark.parametrize("error", ["OptionsError", "AddonHalt", "AddonManagerError"])
+def test_a_load_that_fails_leaves_no_open_proxy(tmp_path: Path, error: str) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "from mitmproxy import contentviews, exceptions\n"
+        f"def add(view): raise exceptions.{error}('no views today')\n"
+        "contentviews.add = add\n"
+        "from addons.ai_lb import addons\n"
+    )
+    printed = ended(tmp_path, "--listen-port", str(free_port()), script=script)
+    assert "ai-lb: the balancer does not load" in printed
+    assert "no views today" in printed
 
 
 def test_a_taken_listen_address_is_an_error(tmp_path: Path) -> None:
@@ -137,10 +199,10 @@ def test_a_bad_endpoints_file_prevents_no_start_and_is_taken_once_it_is_good(
 @pytest.mark.parametrize("program", ["mitmdump", "mitmweb"])
 def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
     web_port = free_port()
-    web = ("--no-web-open-browser", "--set", f"web_port={web_port}") if program == "mitmweb" else ()
-    with Balancer(tmp_path, CLUSTER, *web, program=program) as balancer:
+    more = web(web_port) if program == "mitmweb" else ()
+    with Balancer(tmp_path, CLUSTER, *more, program=program) as balancer:
         assert requests.get(balancer.url, timeout=10).status_code == 503
-        if web:  # it shows prompts and keys
+        if more:  # it shows prompts and keys
             assert requests.get(f"http://127.0.0.1:{web_port}/flows", timeout=10).status_code == 403
         wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
         assert balancer.stop() == 0
