@@ -78,6 +78,7 @@ class Lifecycle(ABC):
             "'off' is each cluster's own strategy. May be set while running.",
         )
         proxy_options.take_deferred()
+        proxy_options.replay_when_all_is_up()
 
     def configure(self, updated: set[str]) -> None:
         """Take the options: at the start all of them, later the changed ones."""

@@ -106,6 +106,18 @@ def take_deferred() -> None:
         raise Refusal(f"{error}; give each option one value: --set NAME=VALUE") from error
 
 
+def replay_when_all_is_up() -> None:
+    """Put mitmproxy's replay of captured requests at the end of its addons, so that it starts last.
+
+    It comes before the scripts, and would send requests while they are still starting: to engines that do not
+    listen yet, and past mitmproxy's TLS addon, which faults on requests until it runs too.
+    """
+    chain = ctx.master.addons.chain
+    replay = [addon for addon in chain if addon is ctx.master.addons.get("clientplayback")]
+    # A list of its own: mitmproxy may be on its way through the other.
+    ctx.master.addons.chain = [addon for addon in chain if addon not in replay] + replay
+
+
 def unknown_options() -> list[str]:
     """Options that look like ours and are not: mitmproxy accepts any name silently."""
     return sorted(name for name in ctx.options.deferred if name.startswith("ai_lb"))
