@@ -220,10 +220,11 @@ def in_all_places(folder: Path, redis: RedisServer, *arguments: str) -> dict[str
     }
 
 
+@pytest.mark.parametrize("verbosity", ["info", "debug"])
 def test_mitmproxy_alone_prints_requests_and_nothing_else_is_found_anywhere(
-    tmp_path: Path, redis: RedisServer
+    tmp_path: Path, redis: RedisServer, verbosity: str
 ) -> None:
-    found = in_all_places(tmp_path, redis)
+    found = in_all_places(tmp_path, redis, "--set", f"termlog_verbosity={verbosity}")
     found["log"] = [line for line in found["log"] if not MITMPROXYS_OWN.match(line)]
     assert found == {"log": [], "metrics": [], "redis": [], "errors": []}
 
