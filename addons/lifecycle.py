@@ -140,7 +140,13 @@ class Lifecycle(ABC):
         try:
             await runtime.start()
         except OSError as error:
-            logger.error("ai-lb: metrics_listen: %s", error.strerror)
+            listen = runtime.config.metrics_listen or DEFAULT_LISTEN
+            logger.error(
+                "ai-lb: metrics_listen: %s:%d cannot be had (%s); choose another address, or stop who has it",
+                listen.host,
+                listen.port,
+                error.strerror,
+            )
         self._watch = FileWatch(
             self._path, config.load, self._reload, self._reload_failed, loaded=self._stamp
         )

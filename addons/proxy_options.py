@@ -41,13 +41,23 @@ def prepare(listen: Listen) -> None:
     wanted["web_columns"] = _WEB_COLUMNS
     if not _is_set("mode"):
         _SERVER_LOG.addFilter(_about_the_wanted_listener)
-        host = ctx.options.listen_host if _is_set("listen_host") else listen.host
-        port = ctx.options.listen_port if _is_set("listen_port") else listen.port
-        # With the address in it, so that the mode differs whenever the listener must.
-        wanted["mode"] = [f"{NOWHERE}@{host}:{port}" if host else f"{NOWHERE}@{port}"]
     check()
+    modes = ctx.options.mode if _is_set("mode") else [NOWHERE]
     known = {name: value for name, value in wanted.items() if name in ctx.options}  # some are of one program
-    ctx.options.update(**{name: value for name, value in known.items() if not _is_set(name)})
+    unset = {name: value for name, value in known.items() if not _is_set(name)}
+    ctx.options.update(**unset, mode=[_with_address(mode, listen) for mode in modes])
+
+
+def _with_address(spec: str, listen: Listen) -> str:
+    """The mode with its address in it, so that it differs from another whenever the listener must.
+
+    A mode that names a port alone would listen on every interface.
+    """
+    mode = mode_specs.ProxyMode.parse(spec)
+    host = ctx.options.listen_host if _is_set("listen_host") else listen.host
+    port = ctx.options.listen_port if _is_set("listen_port") else listen.port
+    without = spec.rpartition("@")[0] if mode.custom_listen_port is not None else spec
+    return f"{without}@{mode.custom_listen_host or host}:{mode.custom_listen_port or port}"
 
 
 def check() -> None:
@@ -67,11 +77,11 @@ def check() -> None:
 def _check_mode(spec: str) -> None:
     mode = mode_specs.ProxyMode.parse(spec)
     if not isinstance(mode, mode_specs.ReverseMode):
-        raise Refusal(f"mode {spec} would be an open proxy; leave mode unset or use {NOWHERE}@PORT")
+        raise Refusal(f"mode {spec} would be an open proxy; leave mode unset or use {NOWHERE}@127.0.0.1:PORT")
     if mode.scheme != "http" or not mode.address[0].endswith(".invalid"):
         raise Refusal(
             f"mode {spec} names a real target, where requests would go unbalanced after a fault; "
-            f"leave mode unset or use {NOWHERE}@PORT"
+            f"leave mode unset or use {NOWHERE}@127.0.0.1:PORT"
         )
 
 

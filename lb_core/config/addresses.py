@@ -9,6 +9,9 @@ from urllib.parse import parse_qsl, unquote
 from lb_core.config.model import Listen, RedisConfig
 from lb_core.config.report import nearest
 
+LOOPBACK = "127.0.0.1"
+"""Where to listen unless a host is asked for: who opens a port to others says so."""
+
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")
 _UNPRINTED = re.compile(r"[\s\x00-\x1f\x7f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "dns+http": 80, "dns+https": 443}
@@ -64,11 +67,11 @@ def _host_and_port(text: str, default_port: int | None) -> tuple[str, int]:
 
 
 def listen(text: str) -> Listen:
-    """Where to listen: `8080` and `:8080` are every interface, else `host:port` or `[v6]:port`."""
-    if text.isdigit():
-        return Listen("", port_number(text))
-    if text.startswith(":") and text[1:].isdigit():
-        return Listen("", port_number(text[1:]))
+    """Where to listen: `host:port` or `[v6]:port`; `8080` and `:8080` are for this machine alone."""
+    if text.startswith("*:"):
+        raise ValueError(f"for every interface use 0.0.0.0{text[1:]}")
+    if (port := text.removeprefix(":")).isdigit():
+        return Listen(LOOPBACK, port_number(port))
     return Listen(*_host_and_port(text, None))
 
 

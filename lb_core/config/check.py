@@ -25,7 +25,7 @@ class _TopKeys:
 @dataclass(frozen=True, slots=True)
 class _ListenKeys:
     port: Annotated[Whole, Field(ge=1, le=65535)]
-    host: Annotated[str, AfterValidator(lambda text: addresses.host_name(text) if text else "")] = ""
+    host: Annotated[str, AfterValidator(addresses.host_name)] = addresses.LOOPBACK
     http2: Switch | None = None
 
 
@@ -99,7 +99,8 @@ def _listen(values: Mapping[str, Value], key: str, report: Report) -> Listen | N
     try:
         return addresses.listen(report.text((key,)) or "")
     except ValueError as error:
-        report.add((key,), f"{error}; expected an address such as 127.0.0.1:8080")
+        shown = report.shown((key,))
+        report.add((key,), f"{shown}: {error}; expected an address such as 127.0.0.1:8080")
         return None
 
 

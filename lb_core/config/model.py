@@ -17,7 +17,7 @@ _Wait = Annotated[float, Field(gt=0, le=86_400)]
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where clients connect. An empty host is every interface; `http2` None is the proxy's own default."""
+    """Where clients connect. `0.0.0.0` is every interface; `http2` None is the proxy's own default."""
 
     host: str
     port: int

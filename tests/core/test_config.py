@@ -281,18 +281,23 @@ def test_hosts_give_redis_its_address() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("8080", Listen("", 8080)),
-        ("'8080'", Listen("", 8080)),
-        (":8080", Listen("", 8080)),
+        ("8080", Listen("127.0.0.1", 8080)),
+        ("'8080'", Listen("127.0.0.1", 8080)),
+        (":8080", Listen("127.0.0.1", 8080)),
         ("127.0.0.1:8080", Listen("127.0.0.1", 8080)),
         ("'[::1]:8080'", Listen("::1", 8080)),
         ("localhost:22", Listen("localhost", 22)),
         ("{host: 0.0.0.0, port: 80, http2: false}", Listen("0.0.0.0", 80, http2=False)),
-        ("{port: 80}", Listen("", 80)),
+        ("{port: 80}", Listen("127.0.0.1", 80)),
+        ("0.0.0.0:8080", Listen("0.0.0.0", 8080)),
     ],
 )
-def test_listen_is_written_as_people_write_addresses(text: str, expected: Listen) -> None:
-    assert config(f"{CLUSTERS}listen: {text}").listen == expected
+def test_listen_is_written_as_people_write_addresses_and_is_local_unless_asked_otherwise(
+    text: str, expected: Listen
+) -> None:
+    loaded = config(f"{CLUSTERS}listen: {text}\nmetrics_listen: {text}")
+    assert loaded.listen == expected
+    assert loaded.metrics_listen == expected
 
 
 def test_endpoints_have_stable_names_default_ports_and_their_limits() -> None:
@@ -477,7 +482,12 @@ def test_text_that_cannot_be_read_is_a_problem_with_its_line(text: str, expected
         ("expose_decision: 1", "2: expose_decision: expected true or false, got 1"),
         (
             "listen: 70000",
-            "2: listen: the port is not a whole number between 1 and 65535;"
+            "2: listen: 70000: the port is not a whole number between 1 and 65535;"
+            " expected an address such as 127.0.0.1:8080",
+        ),
+        (
+            "listen: '*:8080'",
+            "2: listen: '*:8080': for every interface use 0.0.0.0:8080;"
             " expected an address such as 127.0.0.1:8080",
         ),
         ("listen: {host: x}", "2: listen: the key 'port' is missing"),
@@ -614,7 +624,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
         junk: 1
     """
     assert problems(text) == [
-        "lb.yaml:2: listen: the port is missing; expected an address such as 127.0.0.1:8080",
+        "lb.yaml:2: listen: 'nowhere': the port is missing; expected an address such as 127.0.0.1:8080",
         "lb.yaml:4: clusters.a.balance: 'rr' is not one of"
         " 'round_robin', 'least_request', 'random', 'consistent_hash'",
         "lb.yaml:4: clusters.a.endpoints[0]: expected an http or https URL such as http://10.0.0.1:8000",

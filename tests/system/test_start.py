@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from tests.system.balancer import ADDON, BIN, Balancer
 from tests.waiting import free_port, wait_until
@@ -75,6 +76,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     [
         (("--set", "stream_large_bodies=1m"), "stream_large_bodies sends requests on before"),
         (("--mode", "regular"), "mode regular would be an open proxy"),
+        (("--mode", "regular"), "@127.0.0.1:PORT"),
         (("--mode", "socks5"), "mode socks5 would be an open proxy"),
         (("--mode", "reverse:http://127.0.0.1:9"), "names a real target"),
         (("--set", "connection_strategy=eager"), "connection_strategy must be lazy"),
@@ -148,6 +150,52 @@ def test_a_taken_listen_address_is_an_error(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         chosen = written(tmp_path, f"listen: 127.0.0.1:{port}\nclusters: {{c: {{endpoints: []}}}}\n")
         refusal(tmp_path, "--set", chosen)
+
+
+def test_a_taken_metrics_address_is_told_with_its_key_and_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        clusters = "clusters: {c: {endpoints: []}}\n"
+        chosen = written(tmp_path, f"listen: {free_port()}\nmetrics_listen: {port}\n{clusters}")
+        (line,) = [line for line in refusal(tmp_path, "--set", chosen) if "metrics_listen" in line]
+        assert f"127.0.0.1:{port}" in line
+        assert "choose another" in line
+
+
+def reached(port: int) -> list[str]:
+    """The addresses of this machine on which something listens at this port."""
+    found = []
+    for host in ("127.0.0.1", "127.0.0.2"):
+        with socket.socket() as probe:
+            if probe.connect_ex((host, port)) == 0:
+                found.append(host)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["a port", "a mapping", "a mode"])
+def test_nothing_but_this_machine_is_listened_to_unless_asked_for(tmp_path: Path, kind: str) -> None:
+    mode = ("--mode", "reverse:http://lb.invalid:1@{port}") if kind == "a mode" else ()
+    balancer = Balancer(tmp_path, CLUSTER)
+    balancer.command += [word.format(port=balancer.port) for word in mode]
+    listening: dict[str, dict[str, object]] = {
+        "a port": {"listen": balancer.port, "metrics_listen": balancer.metrics_port},
+        "a mapping": {"listen": {"port": balancer.port}, "metrics_listen": {"port": balancer.metrics_port}},
+        "a mode": {"metrics_listen": balancer.metrics_port},
+    }
+    balancer.config_path.write_text(yaml.safe_dump({**CLUSTER, **listening[kind]}))
+    with balancer:
+        wait_until(lambda: reached(balancer.port) == ["127.0.0.1"], "only the loopback address is open")
+        assert reached(balancer.metrics_port) == ["127.0.0.1"]
+        assert requests.get(balancer.url, timeout=10).status_code == 503
+
+
+def test_a_mode_listens_where_it_is_told_to(tmp_path: Path) -> None:
+    balancer = Balancer(tmp_path, CLUSTER)
+    balancer.command += ["--mode", f"reverse:http://lb.invalid:1@0.0.0.0:{balancer.port}"]
+    with balancer:
+        assert reached(balancer.port) == ["127.0.0.1", "127.0.0.2"]
 
 
 def test_a_taken_default_port_of_mitmproxy_does_not_matter(tmp_path: Path) -> None:
