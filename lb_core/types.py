@@ -27,6 +27,8 @@ class Endpoint:
     """Globs of the model names it serves; empty serves all."""
     server_name: str | None = None
     """What Host and TLS say in place of `host`, where that is an address of a name."""
+    draining: bool = False
+    """Its configuration says that it finishes what it has and gets nothing new."""
 
     @property
     def authority(self) -> str:

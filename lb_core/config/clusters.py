@@ -12,7 +12,7 @@ from lb_core.config import addresses
 from lb_core.config.blocks import read_health, read_metrics
 from lb_core.config.model import ClusterConfig, DnsEndpoints
 from lb_core.config.report import Path, Report, Value, path_text
-from lb_core.config.shape import Number, Whole, build, field_names, known_keys, part_of
+from lb_core.config.shape import Number, Switch, Whole, build, field_names, known_keys, part_of
 from lb_core.types import Endpoint
 
 LONGEST_NAME = 128
@@ -64,6 +64,7 @@ class _EndpointKeys:
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
     max_in_flight: Annotated[Whole, Field(ge=1)] | None = None
     models: Globs = ()
+    draining: Switch = False
 
 
 def read_clusters(
@@ -142,6 +143,7 @@ def _endpoints(
             weight=keys.weight,
             max_in_flight=keys.max_in_flight,
             models=keys.models,
+            draining=keys.draining,
         )
         if keys.url in found:
             report.add((*place, "url"), f"the same URL as endpoint '{found[keys.url].name}' of this cluster")

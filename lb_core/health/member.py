@@ -56,7 +56,7 @@ class Member:
         self.weight = endpoint.weight
         self.outlier = Outlier(config, dice)
         self.silence = Silence()
-        self.draining = False
+        self.draining = self.configured_draining = endpoint.draining
         self.sleeping = False
         self.stalled = False
         self.failing_checks = False
@@ -69,7 +69,7 @@ class Member:
         self.ghosts: deque[float] = deque(maxlen=_MOST_GHOSTS)
         """When the failures of late cease to count as load; about in order."""
         self.shown = State.HEALTHY
-        self.quiet = True
+        self.quiet = not endpoint.draining
         """In health, and nothing about it changes by time alone: it need not be looked at."""
         self._checks_in_a_row = 0
 

@@ -39,7 +39,10 @@ class Reports(ABC):
         """Its engine says something."""
 
     def members(self, endpoints: Iterable[Endpoint]) -> None:
-        """Take another list of endpoints: known names keep their state, new ones start slowly."""
+        """Take another list of endpoints: known names keep their state, new ones start slowly.
+
+        Whether one drains follows the list where that changed; else what was done by hand stays.
+        """
         now = self._clock()
         known, self._members = self._members, {}
         for endpoint in endpoints:
@@ -50,6 +53,10 @@ class Reports(ABC):
                 member.quiet = False
             member.weight = endpoint.weight
             self._members[endpoint.name] = member
+            if endpoint.draining is not member.configured_draining:
+                member.configured_draining = member.draining = endpoint.draining
+                member.ramp_from = now
+                self._touch(member)
         self.review()
 
     def configure(self, config: HealthConfig) -> None:

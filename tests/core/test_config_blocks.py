@@ -485,7 +485,7 @@ def test_variables_are_filled_in_a_file_of_endpoints_too(tmp_path: Path) -> None
             "- http://h\n- {url: http://g, wait: 5}\n- url: http://i\n  weight: 0\n",
             [
                 ":2: [1].wait: unknown key; did you mean 'weight'?"
-                " valid keys: max_in_flight, models, name, url, weight",
+                " valid keys: draining, max_in_flight, models, name, url, weight",
                 ":4: [2].weight: 0 is not more than 0 and at most 1000",
             ],
         ),

@@ -206,3 +206,27 @@ async def test_an_answer_on_its_way_to_a_cluster_that_left_is_dropped(
         await asyncio.sleep(0)
         await runtime.close()
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_an_endpoint_drains_while_its_file_says_so_and_by_hand_until_it_is_taken_back() -> None:
+    def cluster(*draining: str) -> Config:
+        listed = [f'{{url: "http://127.0.0.1:{port}", name: a{port}' for port in (1, 2)]
+        listed = [text + (", draining: true}" if text[-2:] in draining else "}") for text in listed]
+        return loads(f"clusters: {{a: {{endpoints: [{', '.join(listed)}], metrics: false}}}}\n")
+
+    def served() -> set[str]:
+        return set(runtime.clusters["a"].health.eligible({}).available)
+
+    runtime = Runtime(cluster("a1"))
+    assert served() == {"a2"}
+    runtime.apply(cluster())
+    assert served() == {"a1", "a2"}
+    runtime.apply(cluster("a2"))
+    assert served() == {"a1"}
+    runtime.drain("a2", drained=False)
+    runtime.apply(cluster("a2"))
+    assert served() == {"a1", "a2"}, "what was done by hand stays until the file changes its mind"
+    runtime.drain("a1", drained=True)
+    runtime.apply(cluster())
+    assert served() == {"a2"}
+    await runtime.close()
