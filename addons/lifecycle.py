@@ -14,6 +14,7 @@ from mitmproxy.addonmanager import Loader
 from addons import connections, proxy_options, terminal_log
 from addons.decision_view import DecisionView
 from lb_core import config
+from lb_core.config.report import nearest
 from lb_core.errors import ConfigError
 from lb_core.runtime import Runtime
 from lb_core.watch import FileWatch, Stamp
@@ -77,6 +78,11 @@ class Lifecycle(ABC):
             "Balancer: policy of the routes without one of their own; empty is as configured, "
             "'off' is each cluster's own strategy. May be set while running.",
         )
+        # mitmweb's API takes names of small letters and dots alone.
+        loader.add_command("ailb.inflight", self.in_flight)
+        loader.add_command("ailb.reload", self.reload)
+        loader.add_command("ailb.drain", self.drain)
+        loader.add_command("ailb.undrain", self.undrain)
         proxy_options.take_deferred()
         proxy_options.replay_when_all_is_up()
 
@@ -229,8 +235,12 @@ class Lifecycle(ABC):
         self._set_drained(endpoint, drained=False)
 
     def _set_drained(self, endpoint: str, *, drained: bool) -> None:
-        try:
-            if self._runtime is not None:
-                self._runtime.drain(endpoint, drained=drained)
-        except KeyError as error:
-            raise exceptions.CommandError(f"there is no endpoint {endpoint}") from error
+        if self._runtime is None:
+            return
+        counts = self._runtime.in_flight()
+        names = {f"{cluster}/{name}": name for cluster, endpoints in counts.items() for name in endpoints}
+        name = names.get(endpoint, endpoint)
+        if name not in names.values():
+            near = nearest(endpoint, names) or f"; there are: {', '.join(names)}"
+            raise exceptions.CommandError(f"there is no endpoint {endpoint}{near}")
+        self._runtime.drain(name, drained=drained)

@@ -368,8 +368,26 @@ async def test_endpoints_are_drained_and_undrained_by_command(tmp_path: Path) ->
             call("ai_lb.drain", "b")
             head, _ = await send(proxy, b"{}")
             assert b"x-ai-lb-endpoint: a" in head
-            with pytest.raises(exceptions.CommandError, match="there is no endpoint nobody"):
+            call("ai_lb.undrain", "c/b")  # as ai_lb.in_flight prints it
+            call("ai_lb.drain", "c/a")
+            head, _ = await send(proxy, b"{}")
+            assert b"x-ai-lb-endpoint: b" in head
+            with pytest.raises(
+                exceptions.CommandError, match="there is no endpoint nobody; there are: c/a, c/b"
+            ):
                 call("ai_lb.drain", "nobody")
+            with pytest.raises(exceptions.CommandError, match="no endpoint d/b; did you mean 'c/b'"):
+                call("ai_lb.drain", "d/b")
+
+
+async def test_the_file_is_read_again_by_command_though_it_did_not_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        with caplog.at_level("INFO"):
+            await until(lambda: "cluster c has" in caplog.text, "it has started")
+            proxy.master.commands.call("ai_lb.reload")
+            await until(lambda: "the configuration was reloaded" in caplog.text, "it is read again")
 
 
 async def test_checks_and_pages_trust_whom_requests_trust(tmp_path: Path) -> None:

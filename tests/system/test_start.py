@@ -257,6 +257,28 @@ def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
         assert "Traceback" not in balancer.log()
 
 
+def test_the_commands_can_be_called_in_mitmweb_by_names_that_its_api_can_spell(tmp_path: Path) -> None:
+    port = free_port()
+    more = (*web(port), "--set", "web_password=open")
+    with Balancer(tmp_path, CLUSTER, *more, program="mitmweb"), requests.Session() as session:
+        session.headers["authorization"] = "Bearer open"
+        session.headers["x-xsrftoken"] = "0a"
+        session.cookies["_mitmproxy_xsrf"] = "0a"
+
+        def call(command: str, *arguments: str) -> dict[str, object]:
+            url = f"http://127.0.0.1:{port}/commands/{command}"
+            answer = session.post(url, json={"arguments": arguments}, timeout=10)
+            answer.raise_for_status()
+            said: dict[str, object] = answer.json()
+            return said
+
+        assert call("ailb.inflight") == {"value": ["c/nobody: 0"]}
+        assert call("ailb.drain", "c/nobody") == {"value": None}
+        assert call("ailb.undrain", "nobody") == {"value": None}
+        assert call("ailb.reload") == {"value": None}
+        assert "did you mean 'c/nobody'" in str(call("ailb.drain", "somebody")["error"])
+
+
 def test_the_same_file_works_under_mitmproxy_in_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
