@@ -93,6 +93,13 @@ class TooLarge(RouteError):
     code = "request_too_large"
 
 
+class HeadTooLarge(RouteError):
+    """The request's head is larger than the balancer takes."""
+
+    status = 431
+    code = "head_too_large"
+
+
 class NoRoute(RouteError):
     """No route matches the request's host, path and model."""
 

@@ -1,6 +1,7 @@
 """Requests that mitmproxy itself does not take: the client is told in the form of its API."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,8 @@ import pytest
 
 from tests.addon import engine as engines
 from tests.addon.failover_rig import status
-from tests.addon.test_endings import CHAT, rig
+from tests.addon.test_ai_lb import Keeper
+from tests.addon.test_endings import BODY, CHAT, rig
 from tests.waiting import until
 
 REFUSED: dict[str, tuple[bytes, int]] = {
@@ -51,6 +53,76 @@ async def test_what_is_not_taken_is_answered_without_a_page_of_mitmproxy(
         writer.close()
         await its.settled()
         assert its.engine.heads == []
+
+
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"x-long: " + b"y" * 100_000], ids=["short", "long"])
+@pytest.mark.parametrize("first", [b"", CHAT], ids=["first", "pipelined"])
+async def test_a_head_without_end_is_refused_long_before_it_costs_anything(
+    tmp_path: Path, line: bytes, first: bytes
+) -> None:
+    async with rig(tmp_path, engines.answer) as its:
+        reader, writer = await its.connect()
+        writer.write(first + b"GET / HTTP/1.1\r\nhost: x\r\n" + line * (300_000 // len(line)))
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        answer = answer[answer.rindex(b"HTTP/1.1 ") :]
+        assert status(answer) == 431
+        assert b"head_too_large" in answer
+        writer.close()
+        await its.settled(*(["complete"] if first else []))
+
+
+async def test_a_head_of_usual_length_is_taken_in_pieces(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.answer) as its:
+        head = b"x-long: " + b"y" * 50_000 + b"\r\n"
+        assert status(await its.ask(CHAT.replace(b"host:", head + b"host:"))) == 200
+        await its.settled("complete")
+
+
+async def test_a_head_that_does_not_come_to_its_end_is_cut_off_and_an_idle_client_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("addons.client_connection.HEAD_S", 0.3)
+    async with rig(tmp_path, engines.answer) as its:
+        idle_reader, idle = await its.connect()
+        idle.write(CHAT[:20])
+        await asyncio.sleep(0.1)
+        idle.write(CHAT[20:])
+        await idle_reader.readuntil(b"{}")
+        reader, writer = await its.connect()
+        writer.write(CHAT)
+        await reader.readuntil(b"{}")
+        writer.write(CHAT[:20])
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        idle.write(CHAT)
+        await idle_reader.readuntil(b"{}")
+        idle.close()
+        writer.close()
+        await its.settled("complete", "complete", "complete")
+
+
+async def test_what_is_sent_before_its_turn_is_not_kept_without_end(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.hang) as its:
+        _, writer = await its.connect()
+        writer.write(CHAT)
+        await until(lambda: its.engine.bodies, "the engine has the request")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):
+                writer.write(b"x" * 1_000_000)
+                await writer.drain()
+        await its.settled("client_left")
+        writer.close()
+
+
+async def test_a_body_in_tiny_chunks_arrives_whole(tmp_path: Path) -> None:
+    keeper = Keeper()
+    async with rig(tmp_path, engines.answer, keeper) as its:
+        chunks = b"".join(engines.chunk(BODY[at : at + 1]) for at in range(len(BODY)))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert status(await its.ask(head + chunks + b"0\r\n\r\n")) == 200
+        assert keeper.flows[0].request.raw_content == BODY
+        await its.settled("complete")
 
 
 async def test_anthropic_s_clients_are_told_in_their_form(tmp_path: Path) -> None:
