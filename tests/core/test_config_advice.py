@@ -125,7 +125,7 @@ def test_of_a_routes_key_in_a_cluster_the_place_is_told(key: str) -> None:
         ),
         (
             "listen: nowhere",
-            ["1: listen: the port is missing", "1: the key 'clusters' is missing"],
+            ["1: listen: 'nowhere': the port is missing", "1: the key 'clusters' is missing"],
         ),
         ("!!python/object:x {}", ["1: the tag !!python/object:x is not allowed"]),
     ],
