@@ -14,12 +14,13 @@ from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Satur
 from lb_core.health import IGNORED, Attempt, Verdict, Work, judge, rest_seconds
 from lb_core.policies import Policy
 from lb_core.request import LLMRequest
+from lb_core.retry import joined, left
 from lb_core.routes import Route, ServiceGroup
 from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
 from lb_core.stores.patience import OneWait
 from lb_core.stores.placement import place
-from lb_core.types import Decision, Outcome, Placement, Request, Snapshot, Tier
+from lb_core.types import Endpoint, Outcome, Placement, Request
 
 _ADMISSIONS = 3
 """How often a request is placed anew when the probe that it would be turns out to be under way elsewhere."""
@@ -34,6 +35,8 @@ class _Home:
 
     cluster: Cluster
     attempt: Attempt
+    endpoints: tuple[Endpoint, ...]
+    """Of the cluster when the decision was made; a reload may bring others."""
     board: ServiceBoard | None = None
     tried: set[str] = field(default_factory=set)
     """Endpoints that are not to be tried again."""
@@ -128,6 +131,10 @@ class Balancer:
             return None
         home.attempt.ended(_verdict(outcome))
         home.tried.add(placement.endpoint.name)
+        if outcome.status is not None:
+            rest_s = home.cluster.rest_s(placement.request.model, besides=placement.endpoint.name)
+            if 0 < rest_s < math.inf:  # one that rests would say the same
+                return None
         with OneWait():
             return await self._move(placement, home)
 
@@ -138,7 +145,10 @@ class Balancer:
                 snapshot, eligible = cluster.snapshot(placement.request.model)
             except RouteError:
                 return None
-            rest = _left(placement.decision, home.tried, snapshot)
+            decision = placement.decision
+            if cluster.endpoints is not home.endpoints:
+                decision = joined(decision, home.endpoints, snapshot)
+            rest = left(decision, home.tried, snapshot)
             placed = place(rest, cluster.store.in_flight, placement.request.tie)
             if placed is None:
                 return None
@@ -163,7 +173,8 @@ class Balancer:
             placement.note(endpoint.name)
         count = cluster.store.in_flight.get(endpoint.name, 1)
         lease = replace(placement.lease, endpoint=endpoint, tier=tier, in_flight=count)
-        return replace(placement, lease=lease)
+        home.endpoints = cluster.endpoints
+        return replace(placement, decision=decision, lease=lease)
 
     def finish(self, placement: Placement, outcome: Outcome) -> None:
         """Give the slot back and learn from what became of the request. A second call does nothing."""
@@ -212,7 +223,7 @@ class Balancer:
                 reservation.move(None)
             else:
                 raise NoEndpoint("No endpoint is available.")
-        self._homes[request.id] = _Home(cluster, attempt)
+        self._homes[request.id] = _Home(cluster, attempt, cluster.endpoints)
         in_flight = dict(cluster.store.in_flight)
         in_flight[lease.endpoint.name] = lease.in_flight - 1
         note = partial(finder.record, found) if finder and found else None
@@ -274,22 +285,3 @@ def _verdict(outcome: Outcome) -> Verdict:
         retry_after=outcome.retry_after,
         error_code=outcome.error_code,
     )
-
-
-def _left(decision: Decision, tried: set[str], snapshot: Snapshot) -> Decision:
-    """The decision's tiers, with the same indices, of those who are available now and were not tried.
-
-    Each choice is that of `snapshot`: a reload may have moved an endpoint to another address since.
-    """
-    now = {choice.endpoint.name: choice for choice in snapshot.candidates}
-    for name in tried:
-        now.pop(name, None)
-    tiers = (
-        Tier(
-            tuple(now[choice.endpoint.name] for choice in tier.choices if choice.endpoint.name in now),
-            tier.reason,
-            tier.detail,
-        )
-        for tier in decision.tiers
-    )
-    return replace(decision, tiers=tuple(tiers))

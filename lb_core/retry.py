@@ -7,8 +7,8 @@ The rules and values are E4 of the fault catalogue; the budget is Finagle's, wit
 
 import enum
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from lb_core.error_words import NOT_TAKEN
 from lb_core.errors import EndpointBusy, EndpointFailed, EndpointTimedOut, EndpointUnreachable, RouteError
 from lb_core.recent import WINDOW_S, Recent
 from lb_core.request import LLMRequest
+from lb_core.types import Decision, Endpoint, Snapshot, Tier
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110, 9.2.2, less TRACE
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -204,3 +205,29 @@ def error_of(failure: Failure) -> RouteError:
     if failure.cause is Cause.ERROR_EVENT and failure.status in NOT_TAKEN:
         return EndpointBusy("The endpoint has no room for the request.")
     return EndpointFailed("The endpoint failed before it answered.")
+
+
+def left(decision: Decision, tried: Collection[str], snapshot: Snapshot) -> Decision:
+    """The decision's tiers, with the same indices, of those who are available now and were not tried.
+
+    Each choice is that of `snapshot`: a reload may have moved an endpoint to another address since.
+    """
+    now = {choice.endpoint.name: choice for choice in snapshot.candidates}
+    for name in tried:
+        now.pop(name, None)
+    tiers = (
+        Tier(
+            tuple(now[choice.endpoint.name] for choice in tier.choices if choice.endpoint.name in now),
+            tier.reason,
+            tier.detail,
+        )
+        for tier in decision.tiers
+    )
+    return replace(decision, tiers=tuple(tiers))
+
+
+def joined(decision: Decision, before: Iterable[Endpoint], snapshot: Snapshot) -> Decision:
+    """The decision with those as the last tier who were not among the endpoints before it was made."""
+    known = {endpoint.name for endpoint in before}
+    new = tuple(choice for choice in snapshot.candidates if choice.endpoint.name not in known)
+    return replace(decision, tiers=(*decision.tiers, Tier(new, "joined"))) if new else decision

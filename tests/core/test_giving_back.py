@@ -240,6 +240,22 @@ async def test_a_retry_goes_to_each_endpoint_once_and_then_to_none() -> None:
     assert sorted(names) == ["e0", "e1", "e2"]
 
 
+async def test_what_an_endpoint_answers_is_not_tried_again_where_all_others_rest() -> None:
+    rig = Rig(3)
+    full = Outcome(Ending.COMPLETE, 503, retry_after="20")
+    first = await rig.place()
+    second = await rig.balancer.retry(first, full)
+    assert second is not None
+    third = await rig.balancer.retry(second, full)
+    assert third is not None
+    assert await rig.balancer.retry(third, full) is None
+    rig.balancer.finish(third, full)
+    again = await rig.place()  # all rest, so the first is asked whether it still is full
+    assert await rig.balancer.retry(again, full) is None
+    # Who cannot be connected to, or breaks off, said nothing: another may take the request.
+    assert await rig.balancer.retry(again, FAILED) is not None
+
+
 async def test_a_request_that_ends_while_its_retry_is_placed_keeps_neither_slot_nor_probe() -> None:
     gate = Gate()
     rig = Rig(2, gate=gate)

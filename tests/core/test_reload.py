@@ -90,6 +90,24 @@ async def test_a_retry_after_a_reload_goes_to_the_address_that_is_configured_now
     await runtime.close()
 
 
+async def test_a_retry_after_all_endpoints_were_replaced_goes_to_a_new_one() -> None:
+    members = "clusters: {c: {metrics: false, endpoints: %s}}"
+    old, new, newer = ({"url": f"http://127.0.0.1:{port}", "name": f"e{port}"} for port in (1, 2, 3))
+    runtime = Runtime(loads(members % [old]))
+    asked = runtime.balancer.request(host="a.test", path="/", headers={}, session=None, llm=None)
+    placement: Placement | None = await runtime.balancer.route(asked, started=0.0)
+    for endpoints, name in (([new], "e2"), ([new, newer], "e3")):
+        runtime.apply(loads(members % endpoints))
+        assert placement is not None
+        placement = await runtime.balancer.retry(placement, Outcome(Ending.UPSTREAM_FAILED, connected=False))
+        assert placement is not None
+        tier = placement.decision.tiers[placement.lease.tier]
+        assert (placement.endpoint.name, tier.reason) == (name, "joined")
+    assert placement is not None
+    assert await runtime.balancer.retry(placement, Outcome(Ending.UPSTREAM_FAILED, connected=False)) is None
+    await runtime.close()
+
+
 async def test_services_keep_their_samples_over_a_reload_that_changes_something_else() -> None:
     latency = SERVICES.replace("LeastBusy", "LeastTotalLatency")
     runtime = Runtime(loads(ENDPOINTS + latency))

@@ -104,6 +104,22 @@ MUTATIONS = (
         _TOLD + "test_an_endpoint_that_others_have_filled_is_passed_over_and_its_attempt_is_over",
     ),
     Mutation(
+        "a retry asks an endpoint that rests",
+        _BALANCER,
+        "Balancer.retry",
+        "if 0 < rest_s < math.inf:",
+        "if False:",
+        _BACK + "test_what_an_endpoint_answers_is_not_tried_again_where_all_others_rest",
+    ),
+    Mutation(
+        "a request waits for none of the endpoints that joined",
+        _BALANCER,
+        "Balancer._move",
+        "decision = joined(decision, home.endpoints, snapshot)",
+        "pass",
+        "tests/core/test_reload.py::test_a_retry_after_all_endpoints_were_replaced_goes_to_a_new_one",
+    ),
+    Mutation(
         "no board counts a request where it was moved to",
         _BALANCER,
         "Balancer._move",
