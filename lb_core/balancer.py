@@ -14,7 +14,7 @@ from lb_core.errors import ModelNotFound, NoEndpoint, NoRoute, RouteError, Satur
 from lb_core.health import IGNORED, Attempt, Verdict, Work, judge, rest_seconds
 from lb_core.policies import Policy
 from lb_core.request import LLMRequest
-from lb_core.retry import joined, left
+from lb_core.retry import joined, remaining
 from lb_core.routes import Route, ServiceGroup
 from lb_core.services import ServiceBoard
 from lb_core.stats import Stats
@@ -148,7 +148,7 @@ class Balancer:
             decision = placement.decision
             if cluster.endpoints is not home.endpoints:
                 decision = joined(decision, home.endpoints, snapshot)
-            rest = left(decision, home.tried, snapshot)
+            rest = remaining(decision, home.tried, snapshot)
             placed = place(rest, cluster.store.in_flight, placement.request.tie)
             if placed is None:
                 return None

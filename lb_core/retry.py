@@ -207,7 +207,7 @@ def error_of(failure: Failure) -> RouteError:
     return EndpointFailed("The endpoint failed before it answered.")
 
 
-def left(decision: Decision, tried: Collection[str], snapshot: Snapshot) -> Decision:
+def remaining(decision: Decision, tried: Collection[str], snapshot: Snapshot) -> Decision:
     """The decision's tiers, with the same indices, of those who are available now and were not tried.
 
     Each choice is that of `snapshot`: a reload may have moved an endpoint to another address since.
