@@ -14,7 +14,7 @@ from lb_core.discovery import Discovery, EndpointList, EndpointsFile, resolve
 from lb_core.engines.board import Board
 from lb_core.engines.watch import Change as EngineChange
 from lb_core.errors import ConfigError, Problem
-from lb_core.health import Change, Checker, Health
+from lb_core.health import Alone, Change, Checker, Fleet, Health
 from lb_core.policies import POLICIES
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.policies.prefix_cache import PrefixCache
@@ -45,6 +45,7 @@ class Assembly:
         self._stats = stats
         self._clock = clock
         self._link_of: WeakKeyDictionary[Cluster, Link | None] = WeakKeyDictionary()
+        self._fleet_of: WeakKeyDictionary[Cluster, Fleet] = WeakKeyDictionary()
 
     def cluster(self, config: ClusterConfig, whole: Config, old: Cluster | None) -> Cluster:
         """Give the old cluster if it can go on, else a new one. Raises ConfigError."""
@@ -52,7 +53,7 @@ class Assembly:
         link = self._link(config.name, redis, whole.source)
         if old is not None and self._link_of[old] is link:
             return old
-        cluster = self._new(config, link)
+        cluster = self._new(config, link, old)
         self._link_of[cluster] = link
         return cluster
 
@@ -72,6 +73,11 @@ class Assembly:
 
     def update(self, cluster: Cluster, config: ClusterConfig, endpoints: tuple[Endpoint, ...]) -> None:
         """Bring a cluster up to its configuration and to the endpoints that it has now."""
+        health, board = cluster.health, cluster.board
+        health.fleet = self._fleet_of[cluster]
+        board.on_change = partial(_engine_changed, cluster)
+        board.on_step = health.stepped
+        board.on_page = health.page
         if cluster.endpoints != endpoints:
             cluster.members(endpoints)
         if cluster.health.config != config.health:
@@ -79,7 +85,8 @@ class Assembly:
         cluster.board.stale_after_s = (config.metrics or MetricsConfig()).stale_after_s
         cluster.balance = POLICIES[config.balance]()
 
-    def _new(self, config: ClusterConfig, link: Link | None) -> Cluster:
+    def _new(self, config: ClusterConfig, link: Link | None, old: Cluster | None) -> Cluster:
+        """Another store for the counts; what is known of the endpoints stays."""
         name = config.name
 
         def new_finder(policy: PrefixCache) -> PrefixFinder:
@@ -98,22 +105,18 @@ class Assembly:
             clock=self._clock,
             dice=random.random,
             on_change=partial(self._health_changed, name),
-            fleet=RedisFleet(link, name, secrets.token_hex(8)) if link is not None else None,
         )
-        board = Board(clock=self._clock)
         cluster = Cluster(
             name,
-            config.endpoints,
+            config.endpoints if old is None else old.endpoints,
             store=store,
-            health=health,
-            board=board,
+            health=health if old is None else old.health,
+            board=Board(clock=self._clock) if old is None else old.board,
             balance=POLICIES[config.balance](),
             new_finder=new_finder,
             clock=self._clock,
         )
-        board.on_change = partial(_engine_changed, cluster)
-        board.on_step = health.stepped
-        board.on_page = health.page
+        self._fleet_of[cluster] = Alone() if link is None else RedisFleet(link, name, secrets.token_hex(8))
         return cluster
 
     def checker(self, cluster: Cluster) -> Checker | None:

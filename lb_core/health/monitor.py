@@ -43,7 +43,7 @@ class Health(Reports):
     ) -> None:
         super().__init__(config, endpoints, clock=clock, dice=dice)
         self._on_change = on_change
-        self._fleet = fleet or Alone()
+        self.fleet = fleet or Alone()
         self._mean_s: float | None = None
         self._panic = False
         self._ramps_until = -inf
@@ -90,7 +90,7 @@ class Health(Reports):
         self._touch(member)
         claimed = False
         try:
-            claimed = await self._fleet.claim(name, PROBE_TTL_S)
+            claimed = await self.fleet.claim(name, PROBE_TTL_S)
         finally:
             if not claimed:
                 member.probe = None
@@ -121,7 +121,7 @@ class Health(Reports):
         returned, tick = member.outlier.succeeded(now, attempt.started)
         if returned:
             member.ramp_from = now
-            self._fleet.recovered(member.name)
+            self.fleet.recovered(member.name)
         self._free_probe(member, attempt)
         if returned or member.outlier.unreachable is not was_unreachable:
             self._touch(member)
@@ -135,7 +135,7 @@ class Health(Reports):
         member.silence.alive(now)
         if member.outlier.alive(now):
             member.ramp_from = now
-            self._fleet.recovered(member.name)
+            self.fleet.recovered(member.name)
             self._touch(member)
             self._review(now)
 
@@ -184,17 +184,17 @@ class Health(Reports):
         if reason is not None and self._may_eject(member, reason):
             member.outlier.eject(now, reason)
             self._touch(member)
-            self._fleet.ejected(member.name, member.outlier.until - now, reason)
+            self.fleet.ejected(member.name, member.outlier.until - now, reason)
 
     def _free_probe(self, member: Member, attempt: Attempt) -> None:
         if member.probe is attempt:
             member.probe = None
             self._touch(member)
-            self._fleet.release(member.name)
+            self.fleet.release(member.name)
 
     async def listen(self) -> None:
         """Take in what other balancers find out; ends by being cancelled, or at once where there are none."""
-        await self._fleet.listen(self.heard)
+        await self.fleet.listen(self.heard)
 
     # -- what follows -----------------------------------------------------------------------------
 

@@ -184,7 +184,7 @@ MUTATIONS = (
         "the claim of a probe is kept",
         _MONITOR,
         "Health._free_probe",
-        "self._fleet.release(member.name)",
+        "self.fleet.release(member.name)",
         "pass",
         _HEALTH + "test_a_probe_waits_for_the_claim_and_gives_it_back",
     ),

@@ -118,7 +118,7 @@ MUTATIONS = (
         "that it says something again is told to nobody",
         _MONITOR,
         "Health.alive",
-        "self._fleet.recovered(member.name)",
+        "self.fleet.recovered(member.name)",
         "pass",
         _HEALTH + "test_what_was_silent_and_says_something_is_told_to_the_others",
     ),
@@ -270,7 +270,7 @@ MUTATIONS = (
     Mutation(
         "the health does not hear of pages that hang",
         _ASSEMBLY,
-        "Assembly._new",
+        "Assembly.update",
         "board.on_page = health.page",
         "pass",
         "tests/system/test_failures.py::test_a_stopped_engine_gets_no_more_requests_for_answers_in_one_piece",
@@ -278,9 +278,27 @@ MUTATIONS = (
     Mutation(
         "the health does not hear of steps",
         _ASSEMBLY,
-        "Assembly._new",
+        "Assembly.update",
         "board.on_step = health.stepped",
         "pass",
         "tests/core/test_runtime_parts.py::test_a_step_of_an_engine_reaches_the_health",
+    ),
+    Mutation(
+        "other balancers at the server of a reload hear of no ejection",
+        _ASSEMBLY,
+        "Assembly.update",
+        "health.fleet = self._fleet_of[cluster]",
+        "pass",
+        "tests/redis/test_reload.py::"
+        "test_what_is_known_of_the_endpoints_stays_when_their_counts_move_to_a_server",
+    ),
+    Mutation(
+        "health is forgotten where a reload brings another server",
+        _ASSEMBLY,
+        "Assembly._new",
+        "health=health if old is None else old.health",
+        "health=health",
+        "tests/redis/test_reload.py::"
+        "test_what_is_known_of_the_endpoints_stays_when_their_counts_move_to_a_server",
     ),
 )

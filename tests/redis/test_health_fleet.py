@@ -190,7 +190,7 @@ async def test_while_the_server_is_away_everybody_judges_alone(links: Links, own
     await asyncio.sleep(1.2)
     assert other.states()["e0"] is State.HEALTHY
     own_server.start()
-    await until(lambda: one._fleet._link.up, within_s=5)  # type: ignore[attr-defined]
+    await until(lambda: one.fleet._link.up, within_s=5)  # type: ignore[attr-defined]
     await fail(one, "e1", 3)
     await until(lambda: other.states()["e1"] is State.EJECTED, within_s=5)
     assert not any(task.done() for task in tasks)

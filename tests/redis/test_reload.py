@@ -11,8 +11,10 @@ import yaml
 
 from lb_core import tasks
 from lb_core.config import loads
+from lb_core.health import Kind, State, Verdict
 from lb_core.runtime import Runtime
 from lb_core.stores.link import Link
+from lb_core.stores.redis import RedisStore
 from lb_core.stores.wire import ServerAway
 from lb_core.types import Ending, Outcome, Placement, Request
 from tests.core.build import endpoints
@@ -66,6 +68,36 @@ async def test_a_cluster_that_left_does_not_wait_for_the_requests_of_other_balan
         await until(lambda: not runtime._assembly.links.all())
         assert server.client.zcard("{ai_lb:c}:i") == 1, "the other balancer is left alone there"
         other.balancer.finish(theirs, DONE)
+
+
+async def test_what_is_known_of_the_endpoints_stays_when_their_counts_move_to_a_server(
+    server: RedisServer,
+) -> None:
+    def listed(redis: str, *names: str) -> str:
+        engines = [{"url": f"http://127.0.0.1:{port}", "name": name} for port, name in enumerate(names, 9001)]
+        policy = yaml.safe_load(settings(server.port)) if redis else {}
+        return yaml.safe_dump({**policy, "clusters": {"c": {"endpoints": engines, "metrics": False}}})
+
+    async with running(listed("", "a", "b", "c")) as runtime:
+        health = runtime.clusters["c"].health
+        health.drain("b")
+        for _ in range(3):
+            attempt = await health.admit("a", health.eligible({}))
+            assert attempt is not None
+            attempt.ended(Verdict(Kind.REFUSED))
+        assert dict(health.states()) == {"a": State.EJECTED, "b": State.DRAINING, "c": State.HEALTHY}
+        waits = await place(runtime)
+        runtime.apply(loads(listed("redis", "a", "b", "d")))
+        assert isinstance(runtime.clusters["c"].store, RedisStore)
+        known = runtime.clusters["c"].health.states()
+        assert known == {"a": State.EJECTED, "b": State.DRAINING, "d": State.HEALTHY}
+        assert (await place(runtime)).endpoint.name == "d"
+        runtime.balancer.finish(waits, DONE)
+        for _ in range(5):
+            attempt = await health.admit("d", health.eligible({}))
+            assert attempt is not None
+            attempt.ended(Verdict(Kind.REFUSED))
+        await until(lambda: server.client.hexists("{ai_lb:c}:news", "d"), "others hear of it")
 
 
 async def test_a_request_that_is_placed_when_its_cluster_was_closed_is_served_and_begins_nothing_anew(
