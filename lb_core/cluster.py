@@ -162,7 +162,7 @@ class Cluster:
 
 
 def _available(serving: _Serving, eligible: Eligibility) -> tuple[Choice, ...]:
-    """The same tuple as long as nothing changes: stores remember what they made of it."""
+    """The same tuple while nothing changes and no load is virtual: stores remember what they made of it."""
     if serving.version != eligible.version:
         names = eligible.available
         serving.version = eligible.version

@@ -86,7 +86,8 @@ class Snapshot:
 
     cluster: str
     candidates: tuple[Choice, ...]
-    """Unscored. The same object as long as the cluster's members do not change."""
+    """Unscored. The same object as long as members and their health stay as they are and none has virtual
+    load, which who comes back has for a while; then it is made anew each time."""
     in_flight: Mapping[str, int]
     """Requests in flight over all balancers by endpoint name, as last heard; absent is 0."""
     sequence: int
@@ -201,7 +202,8 @@ class Ending(enum.StrEnum):
     TIMED_OUT = "timed_out"
     """Given up: nothing came within the route's own time-out."""
     ABANDONED = "abandoned"
-    """The proxy gave up without telling which; found by the backstop."""
+    """Given up by the proxy for no fault of endpoint or client: its own fault, no socket left, the end of a
+    drain; or what the backstop found after the client was gone."""
 
 
 @dataclass(frozen=True, slots=True)
