@@ -107,6 +107,7 @@ async def test_a_refused_connection_is_no_page(desk: Desk) -> None:
     assert desk.of("a")[0].error == "no connection"
 
 
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_name_with_a_given_address_is_asked_there_under_its_name(
     desk: Desk, tmp_path: Path, scheme: str
