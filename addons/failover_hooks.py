@@ -41,7 +41,7 @@ class FailoverHooks:
         self._connect_timeout_s = 1.0
         self._watches: defaultdict[str, list[asyncio.TimerHandle]] = defaultdict(list)
         """Of endpoints that refused and could not be reached since."""
-        self._timeouts = ConnectTimeouts(lambda: self._connect_timeout_s)
+        self._timeouts = ConnectTimeouts(lambda address: self._connect_timeout_s)
 
     def use(self, balancer: Balancer | None, *, connect_timeout_s: float = 1.0) -> None:
         """Work with this balancer from now on; None is not at all."""
