@@ -48,10 +48,7 @@ class AiLb(Lifecycle):
         self.failover = FailoverHooks(self._exchanges, self._by_client)
 
     def _use(self, runtime: Runtime | None) -> None:
-        if runtime is None:
-            self.failover.use(None)
-        else:
-            self.failover.use(runtime.balancer, connect_timeout_s=runtime.connect_timeout_s)
+        self.failover.use(None if runtime is None else runtime.balancer)
 
     def _is_idle(self) -> bool:
         return not self._exchanges and not self._being_placed

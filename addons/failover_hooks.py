@@ -38,15 +38,13 @@ class FailoverHooks:
         self._exchanges = exchanges
         self._by_client = by_client
         self._balancer: Balancer | None = None
-        self._connect_timeout_s = 1.0
         self._watches: defaultdict[str, list[asyncio.TimerHandle]] = defaultdict(list)
         """Of endpoints that refused and could not be reached since."""
-        self._timeouts = ConnectTimeouts(lambda address: self._connect_timeout_s)
+        self._timeouts = ConnectTimeouts(self._connect_timeout_s)
 
-    def use(self, balancer: Balancer | None, *, connect_timeout_s: float = 1.0) -> None:
+    def use(self, balancer: Balancer | None) -> None:
         """Work with this balancer from now on; None is not at all."""
         self._balancer = balancer
-        self._connect_timeout_s = connect_timeout_s
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Serve clients by the layer that asks."""
@@ -115,6 +113,10 @@ class FailoverHooks:
             endpoint = exchange.placement.endpoint
             if endpoint.scheme == "https":
                 data.server.sni = endpoint.server_name or endpoint.host  # not what the client called us
+
+    def _connect_timeout_s(self, data: ServerConnectionHookData) -> float:
+        """That of the route; the longest where a client waits for one connection on several routes."""
+        return max((exchange.retries.connect_timeout_s for exchange in self._at(data)), default=1.0)
 
     def _at(self, data: ServerConnectionHookData) -> Iterator[Exchange]:
         """The exchanges that the connection is for."""

@@ -32,19 +32,17 @@ _AGAIN_S = 0.1
 class ConnectTimeouts:
     """Gives up connections that take too long; call its methods from the hooks of the same names.
 
-    `seconds` gives the time-out for an address. The hooks must not wait for anything: mitmproxy
+    `seconds` gives the time-out of a connection. The hooks must not wait for anything: mitmproxy
     would forget the flow if its client left meanwhile.
     """
 
-    def __init__(self, seconds: Callable[[tuple[str, int]], float]) -> None:
+    def __init__(self, seconds: Callable[[ServerConnectionHookData], float]) -> None:
         self._seconds = seconds
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """A connection will be opened."""
-        address = data.server.address
-        if address is not None:
-            self._look_in(self._seconds((address[0], address[1])), self._connecting, data)
+        self._look_in(self._seconds(data), self._connecting, data)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """TCP is connected; TLS, where it is wanted, follows."""
@@ -82,14 +80,14 @@ class ConnectTimeouts:
     def _connecting(self, data: ServerConnectionHookData) -> None:
         self._stop(data.server)
         io = _io(data.client, data.server)
-        if io is None or io.handler is None or io.writer is not None or data.server.address is None:
+        if io is None or io.handler is None or io.writer is not None:
             return
-        address, started = data.server.address, data.server.timestamp_start
+        started = data.server.timestamp_start
         if started is None:
             # It waits for another one to the same address to close. Cancelled here, the flow would never end.
             self._look_in(_AGAIN_S, self._connecting, data)
             return
-        left = self._seconds((address[0], address[1])) - (time.time() - started)
+        left = self._seconds(data) - (time.time() - started)
         if left > 0:
             self._look_in(left, self._connecting, data)
         else:

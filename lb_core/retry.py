@@ -146,6 +146,11 @@ class Retries:
         self._sends = 0
 
     @property
+    def connect_timeout_s(self) -> float:
+        """How long a connection for it may take."""
+        return self._config.connect_timeout_s
+
+    @property
     def hold_s(self) -> float | None:
         """How long a stream waits for its first event, which may be an error to be tried again after.
 

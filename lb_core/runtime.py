@@ -184,11 +184,6 @@ class Runtime:
             self._stop_metrics()
             self._stop_metrics = None
 
-    @property
-    def connect_timeout_s(self) -> float:
-        """The longest of the routes'; what is connected to does not tell for which route."""
-        return max(route.retry.connect_timeout_s for route in self.config.routes)
-
     def in_flight(self) -> dict[str, dict[str, int]]:
         """Requests in flight by cluster and endpoint, endpoints without requests included."""
         return {

@@ -49,7 +49,7 @@ class Asked:
         self.answers_after_s = 0.0
         self.connected = 0
         self.connecting = 0
-        self.timeouts = ConnectTimeouts(lambda address: connect_timeout_s)
+        self.timeouts = ConnectTimeouts(lambda data: connect_timeout_s)
         self.scheme = "http"
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:

@@ -53,7 +53,7 @@ def connection(*, tls: bool = False) -> ServerConnectionHookData:
 
 @pytest.mark.parametrize("how", ["server_connected", "server_connect_error", "server_disconnected"])
 async def test_no_timer_is_left_of_a_connection(handler: Any, how: str) -> None:
-    timeouts = ConnectTimeouts(lambda address: 60)
+    timeouts = ConnectTimeouts(lambda data: 60)
     data = connection(tls=how == "server_disconnected")
     timeouts.server_connect(data)
     (timer,) = timeouts._timers.values()
@@ -70,7 +70,7 @@ async def test_a_timer_that_has_fired_is_forgotten(
     handler: Any, tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("addons.failover_timers.TLS_TIMEOUT_S", 0)
-    timeouts = ConnectTimeouts(lambda address: 0)
+    timeouts = ConnectTimeouts(lambda data: 0)
     data = connection(tls=tls)
     (timeouts.server_connected if tls else timeouts.server_connect)(data)
     assert timeouts._timers
@@ -79,7 +79,7 @@ async def test_a_timer_that_has_fired_is_forgotten(
 
 
 async def test_a_connection_is_not_given_up_because_this_process_was_late(handler: Any) -> None:
-    timeouts = ConnectTimeouts(lambda address: 0.2)
+    timeouts = ConnectTimeouts(lambda data: 0.2)
     data = connection()
     given_up: list[str] = []
     data.server.timestamp_start = time.time()
