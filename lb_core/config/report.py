@@ -34,6 +34,8 @@ class Report:
         self.marks: dict[Path, Mark] = {}
         self._problems: list[Problem] = []
         self._broken: set[Path] = set()
+        self._guessed: set[Path] = set()
+        """What stands there may be meant for another key: that it is of another kind is no fault to tell."""
 
     def add(self, path: Path, message: str, *, line: int | None = None, broken: bool = False) -> None:
         """Note a problem at `path`, or at what holds it when the document has no such path.
@@ -72,14 +74,16 @@ class Report:
         """`value` as a mapping; an empty one, and a problem, where it is something else."""
         if isinstance(value, dict):
             return value
-        self.add(path, f"expected a mapping, got {kind(value)}")
+        if path not in self._guessed:
+            self.add(path, f"expected a mapping, got {kind(value)}")
         return {}
 
     def sequence(self, value: Value, path: Path) -> list[Value]:
         """`value` as a list; an empty one, and a problem, where it is something else."""
         if isinstance(value, list):
             return value
-        self.add(path, f"expected a list, got {kind(value)}")
+        if path not in self._guessed:
+            self.add(path, f"expected a list, got {kind(value)}")
         return []
 
     def known(
@@ -118,6 +122,7 @@ class Report:
         depth = len(source)
         below = [(path, mark) for path, mark in self.marks.items() if path[:depth] == source]
         self.marks.update({(*to, *path[depth:]): mark for path, mark in below})
+        self._guessed.add(to)
         self._broken |= {(*to, *path[depth:]) for path in self._broken if path[:depth] == source}
 
     @property

@@ -123,6 +123,7 @@ def test_of_a_routes_key_in_a_cluster_the_place_is_told(key: str) -> None:
                 "3: lb_config.service_list[1]: no cluster is named 'c'",
             ],
         ),
+        (f"{ONE}host: 127.0.0.1\ntimeout: 5", ["2: host: unknown key", "3: timeout: unknown key"]),
         (
             "listen: nowhere",
             ["1: listen: 'nowhere': the port is missing", "1: the key 'clusters' is missing"],
