@@ -200,12 +200,19 @@ class Runtime:
         return policy is None or policy.detail_log
 
     def drain(self, endpoint: str, *, drained: bool) -> None:
-        """Give an endpoint no more requests, or some again. Raises KeyError for an unknown name."""
-        for cluster in self.clusters.values():
-            if any(member.name == endpoint for member in cluster.endpoints):
-                (cluster.health.drain if drained else cluster.health.undrain)(endpoint)
-                return
-        raise KeyError(endpoint)
+        """Give an endpoint no more requests, or some again, in each cluster that has one of this name.
+
+        Raises KeyError for an unknown name.
+        """
+        having = [
+            cluster
+            for cluster in self.clusters.values()
+            if any(member.name == endpoint for member in cluster.endpoints)
+        ]
+        if not having:
+            raise KeyError(endpoint)
+        for cluster in having:
+            (cluster.health.drain if drained else cluster.health.undrain)(endpoint)
 
     def use_policy(self, name: str) -> None:
         """Change the policy of the routes that have none of their own, from the next request on.

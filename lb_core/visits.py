@@ -26,7 +26,8 @@ class Visits:
         self.tls: ssl.SSLContext | None = None
         self._scraper = Scraper(self._scraped, clock=clock)
         self._started = False
-        self._boards: dict[str, Board] = {}
+        self._boards: dict[tuple[str, str], Board] = {}
+        """By cluster and endpoint: names in the files of two clusters may be the same."""
 
     def aim(
         self,
@@ -52,8 +53,8 @@ class Visits:
                 cluster.board.forget()
                 continue
             for endpoint in cluster.endpoints:
-                self._boards[endpoint.name] = cluster.board
-                targets.append(_target(endpoint, how, needed.get(name), self.tls))
+                self._boards[name, endpoint.name] = cluster.board
+                targets.append(_target(name, endpoint, how, needed.get(name), self.tls))
         self._scraper.set_targets(targets)
         if targets and not self._started:
             self._started = True
@@ -65,12 +66,16 @@ class Visits:
             await asyncio.to_thread(self._scraper.stop)
 
     def _scraped(self, scrape: Scrape) -> None:
-        if (board := self._boards.get(scrape.endpoint)) is not None:
+        if (board := self._boards.get((scrape.cluster, scrape.endpoint))) is not None:
             board.take(scrape)
 
 
 def _target(
-    endpoint: Endpoint, how: MetricsConfig, needed: set[str] | None, tls: ssl.SSLContext | None
+    cluster: str,
+    endpoint: Endpoint,
+    how: MetricsConfig,
+    needed: set[str] | None,
+    tls: ssl.SSLContext | None,
 ) -> Target:
     return Target(
         endpoint.name,
@@ -82,4 +87,5 @@ def _target(
         eager=needed is not None,
         address=endpoint.host if endpoint.server_name else None,
         tls=tls,
+        cluster=cluster,
     )

@@ -69,6 +69,7 @@ class Scrape:
     took_s: float
     metrics: EngineMetrics | None = None
     error: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ _JOIN_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One page to visit. `endpoint` is the endpoint's name."""
+    """One page to visit. `endpoint` is the endpoint's name, which `cluster` may share with others."""
 
     endpoint: str
     url: str
@@ -58,6 +58,7 @@ class Target:
     """Where to connect to in place of the URL's host; TLS and the Host header keep that."""
     tls: ssl.SSLContext | None = None
     """What checks the certificate of an https page; None trusts what is trusted by default."""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what could never be asked for; repeats no header."""
@@ -167,7 +168,8 @@ class _Visitor:
             self._good_at = at
         if self.failed or self.retired:
             self._fetcher.close()
-        return Scrape(self.target.endpoint, at, self._clock() - at, metrics, error)
+        took_s = self._clock() - at
+        return Scrape(self.target.endpoint, at, took_s, metrics, error, self.target.cluster)
 
     def pause_s(self, now: float) -> float:
         """How long after a visit the next is due, more or less."""
@@ -194,7 +196,7 @@ class _Rounds:
     def __init__(self, clock: Callable[[], float], done: Callable[[Scrape], None]) -> None:
         self._clock = clock
         self._done = done
-        self._visitors: dict[str, _Visitor] = {}
+        self._visitors: dict[tuple[str, str], _Visitor] = {}
         self._leaving: list[_Visitor] = []
         self._due: list[tuple[float, int, _Visitor]] = []
         self._numbers = itertools.count()
@@ -205,13 +207,14 @@ class _Rounds:
         """Visit these from now on."""
         before, self._visitors = self._visitors, {}
         for target in targets:
-            visitor = before.pop(target.endpoint, None)
+            key = (target.cluster, target.endpoint)
+            visitor = before.pop(key, None)
             if visitor is None or visitor.target != target:
                 if visitor is not None:
                     self._retire(visitor)
                 visitor = _Visitor(target, self._clock)
                 self._plan(visitor, self._clock() + random.uniform(0, target.interval_s / 4))
-            self._visitors[target.endpoint] = visitor
+            self._visitors[key] = visitor
         for visitor in before.values():
             self._retire(visitor)
 

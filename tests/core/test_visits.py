@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import yaml
@@ -153,6 +154,31 @@ async def test_a_page_that_no_policy_needs_and_nobody_has_is_asked_for_less_and_
             asked, of = len(missing.asked), len(page.asked)
             await until(lambda: len(page.asked) >= of + 10, within_s=30)
             assert len(missing.asked) - asked > 7, "who needs it asks as often as is configured"
+
+
+async def test_clusters_whose_files_share_names_are_each_visited_and_drained(tmp_path: Path) -> None:
+    clusters: dict[str, object] = {}
+    async with AsyncExitStack() as stack:
+        for name, body in (("chat", ASLEEP), ("batch", AWAKE)):
+            site = await stack.enter_async_context(Site(says(response(body))))
+            file = tmp_path / f"{name}.yaml"
+            file.write_text(yaml.safe_dump([{"url": f"http://127.0.0.1:{site.port}", "name": "gpu-1"}]))
+            often = {"scrape_interval": 0.1, "stale_after": 5}
+            clusters[name] = {"endpoints_file": str(file), "metrics": often}
+        routes = [{"cluster": "chat", "match": {"paths": ["/chat"]}}, {"cluster": "batch"}]
+        text = yaml.safe_dump({"clusters": clusters, "routes": routes, "lb_policy": "endpoint_metrics"})
+        runtime = await stack.enter_async_context(running(text))
+        boards = [cluster.board for cluster in runtime.clusters.values()]
+        await until(lambda: all(board.observations(["gpu-1"]) for board in boards))
+
+        def states() -> list[str]:
+            return [str(runtime.clusters[name].health.states()["gpu-1"]) for name in clusters]
+
+        assert states() == ["sleeping", "healthy"]
+        runtime.drain("gpu-1", drained=True)
+        assert states() == ["draining", "draining"]
+        runtime.drain("gpu-1", drained=False)
+        assert states() == ["sleeping", "healthy"]
 
 
 @pytest.mark.parametrize(
