@@ -1,6 +1,6 @@
 """What the balancer's metrics show of its parts as they are now."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lb_core.cluster import Cluster
 from lb_core.stats import Stats
@@ -50,3 +50,12 @@ def expose(stats: Stats, clusters: Clusters) -> None:
         ["cluster", "event"],
         store_events,
     )
+
+
+def present(clusters: Iterable[Cluster]) -> set[str]:
+    """The names of endpoints that there are, and of those that left and still have requests."""
+    found: set[str] = set()
+    for cluster in clusters:
+        found.update(endpoint.name for endpoint in cluster.endpoints)
+        found.update(cluster.store.in_flight)
+    return found

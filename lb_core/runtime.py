@@ -16,7 +16,7 @@ from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
 from lb_core.discovery import Discovery
 from lb_core.engines.shares import RecentChoices
 from lb_core.errors import ConfigError, Problem
-from lb_core.gauges import expose
+from lb_core.gauges import expose, present
 from lb_core.policies import POLICIES, ClusterPolicy, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
@@ -267,6 +267,7 @@ class Runtime:
             for cluster in self.clusters.values():
                 cluster.board.tick()
                 cluster.health.tick()
+            self.stats.keep(present((*self.clusters.values(), *self._retired)), self._clock())
             # What other balancers have in flight there is not waited for: it may never end.
             for cluster in [old for old in self._retired if not old.store.held]:
                 self._retired.remove(cluster)

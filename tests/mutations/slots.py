@@ -127,9 +127,17 @@ MUTATIONS = (
         "an end is no request of the statistics",
         "lb_core/stats.py",
         "Stats.finished",
-        "self._requests.labels(placement.route, endpoint, outcome.ending.value).inc()",
+        "self._of(endpoint, self._requests, placement.route, endpoint, outcome.ending.value).inc()",
         "pass",
         _BACK + "test_a_request_ends_once",
+    ),
+    Mutation(
+        "endpoints that left are shown for ever",
+        "lb_core/stats.py",
+        "Stats.keep",
+        "metric.remove(*labels)",
+        "pass",
+        "tests/core/test_stats.py::test_endpoints_that_left_are_shown_for_a_while_and_not_for_ever",
     ),
     # The board of an engine, the board of services.
     Mutation(
