@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,9 +12,16 @@ from lb_core.types import PrefixMatch
 
 class _Entry(NamedTuple):
     owner: str
-    generation: int
-    """How often its owner had been forgotten when this was recorded."""
+    recorded: int
+    """How many endpoints had been forgotten then."""
     expires: float
+
+
+class _Forgotten(NamedTuple):
+    number: int
+    """Of all that were forgotten; what was recorded before counts no more."""
+    until: float
+    """When all of that has expired."""
 
 
 class MemoryPrefixIndex:
@@ -29,7 +36,8 @@ class MemoryPrefixIndex:
         self._secret = secrets.token_hex(32)
         # In the order of their recording, which is that of their expiry, as the TTL is the same for all.
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self._generations: Counter[str] = Counter()
+        self._forgets = 0
+        self._forgotten: OrderedDict[str, _Forgotten] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,7 +50,7 @@ class MemoryPrefixIndex:
     def record(self, keys: Sequence[bytes], endpoint: str) -> None:
         """See `PrefixIndex`."""
         now = self._clock()
-        entry = _Entry(endpoint, self._generations[endpoint], now + self._ttl_s)
+        entry = _Entry(endpoint, self._forgets, now + self._ttl_s)
         for index in kept(len(keys)):
             self._entries[keys[index]] = entry
             self._entries.move_to_end(keys[index])
@@ -51,7 +59,12 @@ class MemoryPrefixIndex:
 
     def forget(self, endpoint: str) -> None:
         """See `PrefixIndex`."""
-        self._generations[endpoint] += 1
+        now = self._clock()
+        self._forgets += 1
+        self._forgotten[endpoint] = _Forgotten(self._forgets, now + self._ttl_s)
+        self._forgotten.move_to_end(endpoint)
+        while next(iter(self._forgotten.values())).until <= now:
+            self._forgotten.popitem(last=False)
 
     async def secret(self) -> str | None:
         """See `PrefixIndex`."""
@@ -62,9 +75,10 @@ class MemoryPrefixIndex:
 
     def _owner(self, key: bytes, now: float) -> str | None:
         entry = self._entries.get(key)
-        if entry is None or entry.expires <= now or entry.generation != self._generations[entry.owner]:
+        if entry is None or entry.expires <= now:
             return None
-        return entry.owner
+        forgotten = self._forgotten.get(entry.owner)
+        return entry.owner if forgotten is None or entry.recorded >= forgotten.number else None
 
     def _oldest_expired(self, now: float) -> bool:
         return bool(self._entries) and next(iter(self._entries.values())).expires <= now

@@ -3,15 +3,18 @@
 In Redis, all under the cluster's hash tag:
 
 - `p:<key in hex>`: `<generation>:<endpoint>`, expires after the TTL;
-- `generations`: hash of endpoint → how often it was forgotten, absent is 0; `forgets`: the sum of these;
-- `secret`: what keys are made with, only where none is configured.
+- `forgotten`: endpoint → its generation, which is when it was last forgotten, absent is 0; `forgets`: the
+  newest of these. Both expire, and names leave, when no entry of before can be left;
+- `secret`: what keys are made with, only where none is configured. Lost when unused for long, and made anew.
 
-An entry counts while its generation is its owner's. Every match reads `forgets` along with the entries, so
-every balancer learns in the same call that a generation has changed, and reads `generations` only then.
+An entry counts unless its generation is older than its owner's. Every match reads `forgets` along with the
+entries, so every balancer learns in the same call that there is a newer generation, and reads `forgotten`
+only then.
 """
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -19,6 +22,7 @@ from typing import Protocol
 
 from lb_core.prefix.base import kept, matches
 from lb_core.stores.ledger import key
+from lb_core.stores.scripts import FORGET, Script
 from lb_core.stores.wire import Argument, Refused, Reply, ServerAway
 from lb_core.tasks import spawn
 from lb_core.types import PrefixMatch
@@ -27,6 +31,9 @@ _BATCH = 200
 """Entries written at once: some 0.2 ms of the server's time."""
 _MOST_WAITING = 20_000
 """Entries that wait to be written; beyond, new ones are dropped."""
+_SECRET_S = 7 * 24 * 3600
+"""How long a secret is kept after the last entry, unless entries live longer."""
+_ENTRY = re.compile(r"([0-9]{1,16}):(.+)", re.DOTALL)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +49,10 @@ class Calls(Protocol):
         """The same and wait for the reply, for a limited time. Raises ServerAway or Refused."""
         ...
 
+    async def run(self, script: Script, keys: tuple[str, ...], *arguments: Argument) -> Reply:
+        """The same for a script."""
+        ...
+
 
 class RedisPrefixIndex:
     """See `PrefixIndex`. Belongs to the event loop that first uses it."""
@@ -50,8 +61,9 @@ class RedisPrefixIndex:
         self._server = server
         self._cluster = cluster
         self._ttl_s = ttl_s
+        self._secret_s = max(_SECRET_S, 2 * ttl_s)
         self._entry = key(cluster, "p:")
-        self._generations_at = key(cluster, "generations")
+        self._forgotten_at = key(cluster, "forgotten")
         self._forgets_at = key(cluster, "forgets")
         self._secret_at = key(cluster, "secret")
         self._secret: str | None = None
@@ -72,7 +84,7 @@ class RedisPrefixIndex:
                 "MGET", self._secret_at, self._forgets_at, *entries
             )
             if forgets != self._forgets:
-                await self._learn_generations(forgets)
+                await self._learn(forgets)
         except ServerAway:
             return ()
         except Refused as error:
@@ -101,7 +113,8 @@ class RedisPrefixIndex:
         """See `PrefixIndex`: the first balancer makes it. Whoever may read the server may read it there."""
         if self._secret is None:
             try:
-                made = self._server.send("SET", self._secret_at, secrets.token_hex(32), "NX")
+                secret = secrets.token_hex(32)
+                made = self._server.send("SET", self._secret_at, secret, "NX", "EX", self._secret_s)
                 try:
                     reply = await self._server.call("GET", self._secret_at)
                 finally:
@@ -119,21 +132,19 @@ class RedisPrefixIndex:
         if self._writer is not None:
             await asyncio.wait([self._writer])
 
-    async def _learn_generations(self, forgets: bytes | None) -> None:
-        reply = iter(await self._server.call("HGETALL", self._generations_at))
+    async def _learn(self, forgets: bytes | None) -> None:
+        reply = iter(await self._server.call("ZRANGE", self._forgotten_at, 0, -1, "WITHSCORES"))
         self._generations = {
-            name.decode("utf-8", "replace"): int(number)
-            for name, number in zip(reply, reply, strict=True)
-            if number.isdigit()
+            name.decode("utf-8", "replace"): int(float(at)) for name, at in zip(reply, reply, strict=True)
         }
         self._forgets = forgets
 
     def _owner(self, value: bytes | None) -> str | None:
         """Whose the entry is; None if it counts no more, or was not written by a balancer."""
-        generation, _, name = (value or b"").decode("utf-8", "replace").partition(":")
-        if not name or name in self._to_forget or generation != str(self._generations.get(name, 0)):
+        found = _ENTRY.fullmatch((value or b"").decode("utf-8", "replace"))
+        if found is None or found[2] in self._to_forget:
             return None
-        return name
+        return found[2] if int(found[1]) >= self._generations.get(found[2], 0) else None
 
     def _write_soon(self) -> None:
         if self._writer is None or self._writer.done():
@@ -154,9 +165,8 @@ class RedisPrefixIndex:
     async def _write_forgets(self) -> None:
         for name in tuple(self._to_forget):
             try:
-                # First the generation: who sees the new sum must find it.
-                await self._server.call("HINCRBY", self._generations_at, name, 1)
-                await self._server.call("INCR", self._forgets_at)
+                # Twice the TTL: a balancer may record for a while what it does not know to be forgotten.
+                await self._server.run(FORGET, (self._forgotten_at, self._forgets_at), name, 2 * self._ttl_s)
             except Refused as error:
                 self._note("recorded", error.code)
             self._to_forget.discard(name)
@@ -165,6 +175,8 @@ class RedisPrefixIndex:
         batch = list(islice(self._waiting.items(), _BATCH))
         sent: list[asyncio.Future[Reply]] = []
         try:
+            if self._secret is not None and batch:
+                sent.append(self._server.send("EXPIRE", self._secret_at, self._secret_s))
             for name, value in batch[:-1]:
                 sent.append(self._server.send("SET", name, value, "EX", self._ttl_s))
             for name, value in batch[-1:]:

@@ -45,11 +45,11 @@ class RedisFleet:
 
     def ejected(self, endpoint: str, for_s: float, reason: str) -> None:
         """See `Fleet`."""
-        self._say(TELL, key(self._cluster, "news"), endpoint, self._owner, "out", int(for_s * 1000), reason)
+        self._tell(endpoint, "out", int(for_s * 1000), reason)
 
     def recovered(self, endpoint: str) -> None:
         """See `Fleet`."""
-        self._say(TELL, key(self._cluster, "news"), endpoint, self._owner, "in", 0, "recovered")
+        self._tell(endpoint, "in", 0, "recovered")
 
     async def listen(self, heard: Callable[[Sequence[News]], None]) -> None:
         """See `Fleet`."""
@@ -81,6 +81,10 @@ class RedisFleet:
             return None
         name = endpoint.decode("utf-8", "replace")
         return News(name, found["state"] == "out", max(age_s, 0.0), max(left_s, 0.0), found["reason"])
+
+    def _tell(self, endpoint: str, state: str, for_ms: int, reason: str) -> None:
+        news, old_ms = key(self._cluster, "news"), int(_OLD_S * 1000)
+        self._say(TELL, news, endpoint, self._owner, state, for_ms, reason, old_ms)
 
     def _say(self, script: Script, place: str, *arguments: Argument) -> None:
         async def say() -> None:

@@ -1,4 +1,4 @@
-"""The Lua scripts of the ledger. Each file's header says what it is given and what it gives."""
+"""The Lua scripts. Each file's header says what it is given and what it gives."""
 
 import hashlib
 from dataclasses import dataclass
@@ -29,3 +29,4 @@ FSCK = _read("fsck")
 UNCLAIM = _read("unclaim")
 TELL = _read("tell")
 NEWS = _read("news")
+FORGET = _read("forget")

@@ -147,6 +147,16 @@ class TestMemory(IndexContract):
         index.record(made(9), "a")
         assert len(index) == 1
 
+    async def test_endpoints_that_are_gone_are_not_remembered_for_ever(
+        self, index: MemoryPrefixIndex
+    ) -> None:
+        index.record(made(1), "pod-0")
+        for number in range(100):
+            index.forget(f"pod-{number}")
+            self.now += 100
+            assert await index.match(made(1)) == ()
+        assert len(index._forgotten) == TTL_S / 100
+
     async def test_two_processes_make_different_secrets(self) -> None:
         assert await MemoryPrefixIndex().secret() != await MemoryPrefixIndex().secret()
 

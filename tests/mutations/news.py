@@ -43,7 +43,7 @@ MUTATIONS = (
         "a return does not reach the server",
         _FLEET,
         "RedisFleet.recovered",
-        'self._say(TELL, key(self._cluster, "news"), endpoint, self._owner, "in", 0, "recovered")',
+        'self._tell(endpoint, "in", 0, "recovered")',
         "pass",
         _FLEET_TESTS + "test_an_ejection_and_the_return_are_heard_by_the_other_balancers",
     ),
@@ -54,6 +54,14 @@ MUTATIONS = (
         "redis.call('HSET', KEYS[1], ARGV[1], text)",
         "",
         _FLEET_TESTS + "test_who_comes_later_hears_what_is_out_and_for_how_long",
+    ),
+    Mutation(
+        "old news stay as long as there are new ones",
+        _LUA + "tell.lua",
+        "",
+        "redis.call('HDEL', KEYS[1], told[at])",
+        "",
+        _FLEET_TESTS + "test_old_news_are_dropped_when_there_are_new_ones",
     ),
     Mutation(
         "news never go away by themselves",

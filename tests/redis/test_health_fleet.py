@@ -141,6 +141,17 @@ async def test_who_comes_later_hears_what_is_out_and_for_how_long(links: Links, 
     listening.cancel()
 
 
+async def test_old_news_are_dropped_when_there_are_new_ones(links: Links, server: RedisServer) -> None:
+    (one,) = await gates(links, server, 1)
+    now_ms = int(time.time() * 1000)
+    for name, ended in (("gone", now_ms - 700_000), ("late", now_ms - 300_000), ("out", now_ms + 60_000)):
+        server.client.hset(key("c", "news"), name, f"{ended - 1000} {ended} other out failures")
+    server.client.hset(key("c", "news"), "odd", "what nobody wrote")
+    one.ejected("e0", 30, "failures")
+    await until(lambda: server.client.hexists(key("c", "news"), "e0"))
+    assert set(server.client.hkeys(key("c", "news"))) == {"late", "out", "e0"}
+
+
 async def test_news_go_away_when_nobody_tells_any(links: Links, server: RedisServer) -> None:
     (fleet,) = await gates(links, server, 1)
     fleet.ejected("e0", 30.0, "failures")

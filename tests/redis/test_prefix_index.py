@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,7 @@ from lb_core.prefix.finder import PrefixFinder
 from lb_core.prefix.keys import Scope, chain, hash_key
 from lb_core.prefix.redis import RedisPrefixIndex
 from lb_core.stores.link import Link, Links
+from lb_core.stores.scripts import Script
 from lb_core.stores.wire import ServerAway
 from lb_core.types import PrefixMatch
 from tests.core.build import endpoints
@@ -97,6 +99,48 @@ async def test_a_late_record_of_what_was_before_the_restart_does_not_count(link:
     assert await one.match(made(1)) == ()
 
 
+async def test_every_key_expires_and_names_that_were_forgotten_long_ago_are_dropped(
+    index: RedisPrefixIndex, server: RedisServer
+) -> None:
+    client = server.client
+    await index.secret()
+    await put(index, made(1), "a")
+    for number in range(50):
+        index.forget(f"pod-{number}")
+    index.forget("a")
+    await put(index, made(2), "a")
+    names = set(client.scan_iter(match="*"))
+    assert names >= {HEAD + "secret", HEAD + "forgotten", HEAD + "forgets"}
+    assert {name for name in names if not 0 < client.ttl(name) <= 7 * 24 * 3600} == set()
+    assert client.ttl(HEAD + "secret") > client.ttl(HEAD + "forgotten") > TTL_S
+    for name in client.zrange(HEAD + "forgotten", 0, -1):
+        client.zincrby(HEAD + "forgotten", -3e6 * TTL_S, name)
+    index.forget("b")
+    await index.close()
+    assert client.zrange(HEAD + "forgotten", 0, -1) == ["b"]
+    assert await index.match(made(2)) == (PrefixMatch("a", 1, 1),), "recorded since it was forgotten"
+
+
+async def test_the_secret_is_kept_while_it_is_used(index: RedisPrefixIndex, server: RedisServer) -> None:
+    secret = await index.secret()
+    server.client.expire(HEAD + "secret", 100)
+    await put(index, made(1), "a")
+    assert server.client.ttl(HEAD + "secret") > 1000
+    assert await RedisPrefixIndex(index._server, "c").secret() == secret
+
+
+async def test_what_is_forgotten_is_newer_than_all_before_though_the_clock_was_set_back(
+    index: RedisPrefixIndex, server: RedisServer
+) -> None:
+    later = int(time.time() * 1e6) + 10**12
+    server.client.set(HEAD + "forgets", later)
+    await put(index, made(1), "a")
+    index.forget("a")
+    await index.close()
+    assert int(server.client.get(HEAD + "forgets")) == later + 1
+    assert await index.match(made(1)) == ()
+
+
 async def test_keys_have_one_hash_tag_so_that_a_cluster_takes_them(
     links: Links, cluster: list[RedisServer]
 ) -> None:
@@ -161,6 +205,11 @@ async def test_a_restart_seen_while_the_server_was_away_is_told_later(link: Link
                 raise ServerAway("away")
             return await link.call(*command)
 
+        async def run(self, script: Script, keys: tuple[str, ...], *arguments: str | bytes | int) -> object:
+            if self.away:
+                raise ServerAway("away")
+            return await link.run(script, keys, *arguments)
+
     switched = Switched()
     one, two = RedisPrefixIndex(switched, "c"), RedisPrefixIndex(link, "c")
     await put(one, made(1), "a")
@@ -216,14 +265,14 @@ async def test_a_backlog_is_bounded(index: RedisPrefixIndex, server: RedisServer
 
 async def test_foreign_values_in_our_place_are_ignored(index: RedisPrefixIndex, server: RedisServer) -> None:
     client = redis.Redis(port=server.port)
-    for number, value in enumerate((b"", b"a", b":", b"0:", b"x:a", b"1:a", b"\xff\xfe", b"-0:a")):
+    for number, value in enumerate((b"", b"a", b":", b"0:", b"x:a", b"1" * 99 + b":a", b"\xff\xfe", b"-0:a")):
         client.set(HEAD + "p:" + made(number)[0].hex(), value)
         assert await index.match(made(number)) == (), value
     client.lpush(HEAD + "p:" + made(99)[0].hex(), "a")
     assert await index.match(made(99)) == ()
     await put(index, made(99), "a")
     assert await index.match(made(99))
-    client.set(HEAD + "generations", "text")
+    client.set(HEAD + "forgotten", "text")
     client.set(HEAD + "forgets", "text")
     assert await index.match(made(99)) == ()
     index.forget("a")
