@@ -125,7 +125,8 @@ class Board:
         """By endpoint the needed signals that its last visit did not give, `page` for all of them."""
         if not self._needed:
             return {}
-        return {name: engine.missing for name, engine in self._engines.items() if engine.missing}
+        engines = tuple(self._engines.items())  # at one stroke: this is read in the thread of the metrics too
+        return {name: missing for name, engine in engines if (missing := engine.missing)}
 
     def need(self, needed: bool) -> None:
         """Whether any policy looks at what the engines report. What is missing is a fault only then."""

@@ -7,6 +7,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from lb_core.config import loads
+from lb_core.engines.board import Board, _Engine
 from lb_core.runtime import Runtime
 from lb_core.stats import Stats
 from lb_core.types import Ending, Outcome, Placement
@@ -62,3 +63,20 @@ async def test_endpoints_that_left_are_shown_for_a_while_and_not_for_ever(
     await until(lambda: later_gone("pod-0"))
     assert page(runtime.stats).count("pod-") == page(runtime.stats).count('pod-19"')
     await runtime.close()
+
+
+def test_signals_are_shown_while_engines_come_and_go() -> None:
+    """The page is made in another thread: an engine may come between any two steps of it."""
+    board = Board(clock=lambda: 0.0)
+
+    class Busy(_Engine):
+        @property
+        def missing(self) -> tuple[str, ...]:
+            board._engine(f"new-{len(board._engines)}")
+            return ("page",)
+
+        @missing.setter
+        def missing(self, value: tuple[str, ...]) -> None: ...
+
+    board._engines = {"a": Busy(), "b": Busy()}
+    assert board.missing() == {"a": ("page",), "b": ("page",)}
