@@ -137,15 +137,15 @@ class Runtime:
     async def start(self) -> Self:
         """Start what runs in the background, and wait until Redis answered or is known to be away.
 
-        Raises OSError when the metrics address cannot be had.
+        Raises OSError when the metrics address cannot be had; all but that runs then.
         """
         self._start_parts()
-        await self._serve_metrics()
         self._ticker = spawn(self._tick(), name="housekeeping")
         self._aim()
         await asyncio.gather(
             self._assembly.links.settled(), *(each.settled() for each in self._discoveries.values())
         )
+        await self._serve_metrics()
         return self
 
     async def _serve_metrics(self) -> None:

@@ -1,6 +1,7 @@
 """What a runtime begins it ends, at a reload, when a cluster is of no use any more, and at the close."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -238,3 +239,17 @@ async def test_a_policy_that_is_gone_finishes_what_was_noted_of_prompts() -> Non
         runtime.apply(loaded({"c": engines("a")}))
         async with asyncio.timeout(2):
             await closed.wait()
+
+
+async def test_all_but_the_metrics_runs_where_their_address_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lb_core.runtime._METRICS_TRIES", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        runtime = Runtime(loaded({"c": engines("a")}, metrics_listen=listen))
+        with pytest.raises(OSError, match="in use"):
+            await runtime.start()
+        assert "housekeeping" in names_of_tasks()
+        assert any(thread.name == "scraper" for thread in threading.enumerate())
+        await runtime.close()
