@@ -60,12 +60,12 @@ class RemoteLedger:
         self._own = self._ledger(owner)
 
     async def acquire(self, slot: str, tie: float, ballot: Ballot) -> Taken:
-        """Take a slot."""
+        """Take a slot, whose name was never used before."""
         keys = (self._counts, self._own, self._owners)
         reply = await self._link.run(
             ACQUIRE, keys, self._owner, slot, self._lease_ms, repr(tie), *ballot.arguments
         )
-        endpoint, tier, _, fresh, counts = reply
+        endpoint, tier, fresh, counts = reply
         return Taken(endpoint.decode(), tier, bool(fresh), [int(count or 0) for count in counts])
 
     async def hold(self, slots: Iterable[tuple[str, str]], *, limit: int | None = None) -> Told:

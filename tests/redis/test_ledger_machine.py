@@ -78,11 +78,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(owner=owners, slot=slots, decision=decisions, tie=ties, lost=st.booleans())
     def acquire(self, owner: str, slot: str, decision: Decision, tie: float, lost: bool) -> None:
-        """Also the retry of a call whose reply was lost: then the slot is held and nobody knows."""
+        """Also one that is carried out late: its reply is lost, and the slot may be held already."""
         counts = self.twin.counts
-        name, tier, before, fresh, seen = self.ask(owner, slot, decision, tie)
+        name, tier, fresh, seen = self.ask(owner, slot, decision, tie)
         assert fresh == (owner not in self.twin.owners)
-        assert (name, tier, bool(before)) == self.twin.acquire(owner, slot, decision, tie)
+        assert (name, tier) == self.twin.acquire(owner, slot, decision, tie)
         asked = [choice.endpoint.name for tier in decision.tiers for choice in tier.choices]
         assert [int(count or 0) for count in seen] == [counts[name] for name in asked]
         if name and not lost:

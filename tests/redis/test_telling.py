@@ -11,8 +11,9 @@ import pytest
 import redis
 
 from lb_core.config.model import RedisConfig
+from lb_core.stores.ballot import Ballots
 from lb_core.stores.books import Books
-from lb_core.stores.ledger import CHUNK, COUNTS, LEDGER, OWNERS, key
+from lb_core.stores.ledger import CHUNK, COUNTS, LEDGER, OWNERS, RemoteLedger, key
 from lb_core.stores.link import Links
 from lb_core.stores.patience import OneWait, at_most
 from lb_core.stores.redis import RedisStore
@@ -240,3 +241,16 @@ def test_sums_are_not_corrected_while_owners_come_and_go(server: RedisServer) ->
         ledgers = [key("c", LEDGER) + owner for owner in listed]
         assert run(server, FSCK, [counts, owners, *ledgers], *listed) == -1
     assert counts_in(server.client, "c") == {"e0": 5}
+
+
+async def test_an_acquire_that_is_carried_out_late_changes_nothing(links: Links, server: RedisServer) -> None:
+    """It was given up, and stood in the buffers of a connection that is lost when hold told the slot."""
+    link = links.to(server.config, "k")
+    link.start()
+    await until(lambda: link.up)
+    ledger = RemoteLedger("c", "one", link, lease_ms=600_000)
+    here, there = endpoints(2)
+    await ledger.hold([("late", here.name)])
+    await ledger.acquire("late", 0.0, Ballots({}, lambda: 0.0).write(equal(there), 0.0))
+    assert dict(counts_in(server.client, "c")) == {here.name: 1}
+    assert await ledger.fsck() == 0

@@ -23,18 +23,17 @@ class Twin:
     def counts(self) -> Counter[str]:
         return Counter(endpoint for ledger in self.ledgers.values() for endpoint in ledger.values())
 
-    def acquire(self, owner: str, slot: str, decision: Decision, tie: float) -> tuple[str, int, bool]:
-        """Endpoint ("" when all are full), tier, and if it was held before."""
-        ledger = self.ledgers.get(owner, {})
-        if slot in ledger:
-            return ledger[slot], 0, True
+    def acquire(self, owner: str, slot: str, decision: Decision, tie: float) -> tuple[str, int]:
+        """Endpoint ("" when all are full, or if it was held before) and tier."""
+        if slot in self.ledgers.get(owner, {}):
+            return "", 0
         placed = place(decision, self.counts, tie)
         if placed is None:
-            return "", 0, False
+            return "", 0
         tier, choice = placed
         self._register(owner)
         self.ledgers.setdefault(owner, {})[slot] = choice.endpoint.name
-        return choice.endpoint.name, tier, False
+        return choice.endpoint.name, tier
 
     def hold(self, owner: str, slots: dict[str, str], limit: int | None = None) -> list[int]:
         """How many slots were not as said or -1 if there was no room, and 1 if the owner was unknown."""

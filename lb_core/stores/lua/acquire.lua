@@ -1,16 +1,16 @@
--- Take a slot for one request by the rule of placement.py. Asked again for a slot that is held, it answers alike.
+-- Take a slot for one request by the rule of placement.py. For a slot that is held it changes nothing: a call that was
+-- given up may arrive over a lost connection, after hold.lua has told what became of it. Nobody reads its answer then.
 -- KEYS  1 counts: zset, endpoint -> slots. 2 own ledger: hash, slot -> endpoint. 3 owners: zset, owner -> expiry, ms
 -- ARGV  1 owner, 2 slot, 3 lease in ms, 4 tie, 5 limit of all endpoints or '', 6 number of tiers, the size of each,
 --       then all names; then, unless all endpoints are plain, as many weights, virtual loads and limits ('' is none)
--- Gives {endpoint or '' when all are full, tier from 0, 1 if held before, 1 if the owner was unknown, counts before}
+-- Gives {endpoint or '' when all are full or it was held, tier from 0, 1 if the owner was unknown, counts before}
 local slot, tie, tiers, total = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[6]), 0
 local everywhere, base = tonumber(ARGV[5]) or math.huge, 6 + tiers
 for t = 1, tiers do total = total + tonumber(ARGV[6 + t]) end
 
 local counts = redis.call('ZMSCORE', KEYS[1], unpack(ARGV, base + 1, base + total))
 local fresh = redis.call('ZSCORE', KEYS[3], ARGV[1]) and 0 or 1
-local held = redis.call('HGET', KEYS[2], slot)
-if held then return {held, 0, 1, fresh, counts} end
+if redis.call('HGET', KEYS[2], slot) then return {'', 0, fresh, counts} end
 
 local function weight(at) return tonumber(ARGV[base + total + at]) or 1 end
 local function weighted_pick(tied)
@@ -44,7 +44,7 @@ for t = 1, tiers do
       redis.call('ZADD', KEYS[3], (redis.call('TIME')[1] + 1) * 1000 + ARGV[3], ARGV[1])
       redis.call('EXPIRE', KEYS[3], 3600)
     end
-    return {endpoint, t - 1, 0, fresh, counts}
+    return {endpoint, t - 1, fresh, counts}
   end
 end
-return {'', 0, 0, fresh, counts}
+return {'', 0, fresh, counts}
