@@ -7,7 +7,7 @@ from mitmproxy import http
 
 from addons.client_stream import BUFFERED
 from addons.failover_timers import FirstByteTimeout, StreamWatch
-from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers, is_event_stream
+from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers, is_compressed, is_event_stream
 from lb_core import record
 from lb_core.balancer import Balancer
 from lb_core.config import Timeouts
@@ -47,6 +47,8 @@ class Exchange:
         self._balancer = balancer
         self._clock = balancer.clock
         self._meter: SseMeter | None = None
+        self._bytes = 0
+        """Of a body that is no stream of events."""
         self._status: int | None = None
         self._retry_after: str | None = None
         self._failure: Failure | None = None
@@ -136,12 +138,13 @@ class Exchange:
         if is_stream:
             self._meter = SseMeter()
             response.stream = self._feed
-            if self.flow.is_replay is None:
-                self._watch = StreamWatch(
-                    self.flow, self._events_of_content, idle_s=self._idle_s, progressed=self._progressed
-                )
         elif not _is_short(headers.get("content-length")):
-            response.stream = True
+            upgraded = self._status == 101
+            response.stream = True if upgraded or is_compressed(headers) else self._count
+        if callable(response.stream) and self.flow.is_replay is None:
+            self._watch = StreamWatch(
+                self.flow, self._pieces, idle_s=self._idle_s, progressed=self._progressed
+            )
         drop_own_headers(headers)
         drop_hop_by_hop(headers)
         if expose:
@@ -200,9 +203,22 @@ class Exchange:
     def _progressed(self) -> None:
         self._balancer.progressed(self.placement)
 
-    def _events_of_content(self) -> int | None:
-        meter = self._meter
-        return meter.events if meter is not None and meter.first_content_at is not None else None
+    def _pieces(self) -> int | None:
+        """What grows with each piece of content; None before the first, and where it cannot be told."""
+        if (meter := self._meter) is None:
+            return self._bytes or None
+        begun = meter.first_content_at is not None or (meter.events and not self._is_understood)
+        return meter.events if begun else None
+
+    @property
+    def _is_understood(self) -> bool:
+        """Whether it can be told which event has content."""
+        llm = self.placement.request.llm
+        return llm is not None and llm.known
+
+    def _count(self, chunk: bytes) -> bytes:
+        self._bytes += len(chunk)
+        return chunk
 
     def _feed(self, chunk: bytes) -> bytes:
         # mitmproxy would lose the chunk and may hang the client if this raised.
@@ -228,8 +244,8 @@ class Exchange:
         if meter.first_content_at is not None:
             self._stop_first_byte()
             self._balancer.content(self.placement)
-        elif meter.events and self.placement.request.llm is None:
-            self._stop_first_byte()  # of another API it is not known what its content is
+        elif meter.events and not self._is_understood:
+            self._stop_first_byte()  # of another API
 
     def _stop_first_byte(self) -> None:
         if self._first_byte is not None:

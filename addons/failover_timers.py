@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import inf
 
 from mitmproxy import ctx, http
-from mitmproxy.connection import Client, Server
+from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
@@ -128,7 +128,8 @@ class StreamWatch:
 
     `events` gives a number that grows with each event that counts, None before the first. It is looked at
     now and then instead of being told of each chunk, so a stream lives up to 5 s, or a quarter of `idle_s`,
-    longer than that. `idle_s` None ends no stream.
+    longer than that. `idle_s` None ends no stream. While the client does not take what came, nothing is read
+    from the endpoint, which is not to blame then.
     """
 
     def __init__(
@@ -158,8 +159,8 @@ class StreamWatch:
         if not self._flow.live:
             return
         now, events = self._loop.time(), self._events()
-        if events is None or events != self._seen:
-            if events is not None:
+        if events is None or events != self._seen or _is_held_up(self._flow):
+            if events is not None and events != self._seen:
                 self._progressed()
             self._seen, self._changed = events, now
         elif now - self._changed >= self._idle_s:
@@ -175,6 +176,15 @@ def cut(flow: http.HTTPFlow) -> bool:
     return io is not None and _abort(io)
 
 
+def _is_held_up(flow: http.HTTPFlow) -> bool:
+    """Whether so much waits for the flow's client that mitmproxy reads nothing from its endpoint."""
+    io = _io(flow.client_conn, flow.client_conn)
+    if io is None or not isinstance(io.writer, asyncio.StreamWriter):
+        return False
+    low, _ = io.writer.transport.get_write_buffer_limits()
+    return io.writer.transport.get_write_buffer_size() > low
+
+
 def _abort(io: ConnectionIO) -> bool:
     # Not by cancelling the task, which may be in a state in which it would end without a word.
     if not isinstance(io.writer, asyncio.StreamWriter):
@@ -183,7 +193,7 @@ def _abort(io: ConnectionIO) -> bool:
     return True
 
 
-def _io(client: Client, server: Server) -> ConnectionIO | None:
+def _io(client: Client, connection: Connection) -> ConnectionIO | None:
     """mitmproxy's end of a connection; None once it is closed, and for replays."""
     handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    return None if handler is None else handler.transports.get(server)
+    return None if handler is None else handler.transports.get(connection)

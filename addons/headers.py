@@ -22,8 +22,13 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 def is_event_stream(headers: http.Headers) -> bool:
     """Tell if the body is a stream of events that can be read. A compressed one is passed on unread."""
     kind: str = headers.get("content-type", "")
+    return kind.lower().startswith("text/event-stream") and not is_compressed(headers)
+
+
+def is_compressed(headers: http.Headers) -> bool:
+    """Tell if the body comes in lumps, as a compressor gives them off."""
     coding: str = headers.get("content-encoding", "identity")
-    return kind.lower().startswith("text/event-stream") and coding.lower() == "identity"
+    return coding.lower() != "identity"
 
 
 def drop_own_headers(headers: http.Headers) -> None:

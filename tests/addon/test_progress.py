@@ -3,13 +3,14 @@
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lb_core.types import Placement
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, Script, chunk
 from tests.addon.test_hold import ROLE
-from tests.addon.test_verdicts import ERROR_EVENT, Reader, Rig, Writer, raw, rig
+from tests.addon.test_verdicts import BODY, ERROR_EVENT, Reader, Rig, Writer, raw, rig
 from tests.waiting import until
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
@@ -103,3 +104,70 @@ async def test_a_client_of_a_full_endpoint_may_return_at_once_where_another_has_
     async with rig(tmp_path, busy(20, status), engines.answer, retry={"enabled": False}) as its:
         answer = await its.ask()
         assert (answer.status_code, answer.headers["retry-after"]) == (status, "1")
+
+
+NDJSON_HEAD = SSE_HEAD.replace(b"text/event-stream", b"application/x-ndjson")
+COMPRESSED_HEAD = NDJSON_HEAD.replace(b"\r\n", b"\r\ncontent-encoding: gzip\r\n", 1)
+STEP = b'data: {"step":1}\n\n'
+GET = b"GET /events HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [SSE_HEAD + chunk(STEP), NDJSON_HEAD + chunk(b'{"step":1}\n')],
+    ids=["events of another API", "lines of JSON"],
+)
+async def test_what_comes_in_pieces_and_is_silent_then_is_cut(tmp_path: Path, begins: bytes) -> None:
+    async def script(reader: Reader, writer: Writer) -> None:
+        writer.write(begins)
+        await reader.read()
+
+    async with rig(tmp_path, script, timeouts={"stream_idle": 0.2}) as its:
+        reader, writer = await asyncio.open_connection("127.0.0.1", its.proxy.port)
+        writer.write(GET)
+        async with asyncio.timeout(10):
+            assert not (await reader.read()).endswith(SSE_END)
+        writer.close()
+        await until(lambda: its.ended, "it has ended")
+        assert [outcome.ending.value for outcome in its.ended] == ["upstream_failed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "pieces"),
+    [
+        ("/events", (SSE_HEAD + chunk(b": queued\n\n"), chunk(STEP) + SSE_END)),
+        ("/events", (NDJSON_HEAD, chunk(b"{}") + SSE_END)),
+        ("/events", (COMPRESSED_HEAD + chunk(b"x"), SSE_END)),
+        ("/v1/chat/completions", (SSE_HEAD + chunk(ROLE), chunk() + SSE_END)),
+    ],
+    ids=["comments before events", "headers before a body", "compressed lines", "a role before content"],
+)
+async def test_what_has_not_begun_or_cannot_be_read_is_not_cut(
+    tmp_path: Path, path: str, pieces: tuple[bytes, bytes]
+) -> None:
+    more = {"timeouts": {"stream_idle": 0.2}, "retry": {"hold_streams": False}}
+    async with rig(tmp_path, in_turn(*pieces, every_s=1.0), **more) as its, httpx.AsyncClient() as client:
+        async with client.stream("POST", its.proxy.url + path, json=BODY) as response:
+            assert b"".join([piece async for piece in response.aiter_raw()])
+        await until(lambda: its.ended, "it has ended")
+        assert [outcome.ending.value for outcome in its.ended] == ["complete"]
+
+
+async def test_a_client_that_pauses_does_not_make_its_endpoint_silent(tmp_path: Path) -> None:
+    size = 40_000_000
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %d\r\n\r\n" % size
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        writer.write(head + bytes(size))
+        await writer.drain()
+
+    async with rig(tmp_path, script, timeouts={"stream_idle": 0.2}) as its:
+        reader, writer = await asyncio.open_connection("127.0.0.1", its.proxy.port)
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(1.5)
+        async with asyncio.timeout(20):
+            await reader.readexactly(size)
+        writer.close()
+        await until(lambda: its.ended, "it has ended")
+        assert [outcome.ending.value for outcome in its.ended] == ["complete"]

@@ -137,6 +137,7 @@ async def test_a_watch_tells_of_progress_and_ends_a_silent_stream(monkeypatch: p
         return len(cuts) == 2
 
     monkeypatch.setattr("addons.failover_timers.cut", cut)
+    monkeypatch.setattr("addons.failover_timers._is_held_up", lambda flow: False)
     counts: list[int | None] = [None, 1, 2]
     told: list[str] = []
     watch = StreamWatch(

@@ -6,6 +6,7 @@ _EXCHANGE = "addons/exchange.py"
 _HELD = "addons/failover_held.py"
 _HOOKS = "addons/failover_hooks.py"
 _STREAM = "addons/failover_stream.py"
+_TIMERS = "addons/failover_timers.py"
 
 _CUT = (
     "tests/addon/test_error_events.py::"
@@ -146,6 +147,38 @@ MUTATIONS = (
         _VERDICTS + "test_what_is_not_tried_elsewhere_is_not_held",
     ),
     # Timers of an exchange, and what is read of a stream.
+    Mutation(
+        "streams of another API are watched for content that nobody knows",
+        _EXCHANGE,
+        "Exchange._pieces",
+        " or (meter.events and not self._is_understood)",
+        "",
+        _PROGRESS + "test_what_comes_in_pieces_and_is_silent_then_is_cut[events of another API]",
+    ),
+    Mutation(
+        "what is no stream of events is not watched",
+        _EXCHANGE,
+        "Exchange._count",
+        "self._bytes += len(chunk)",
+        "pass",
+        _PROGRESS + "test_what_comes_in_pieces_and_is_silent_then_is_cut[lines of JSON]",
+    ),
+    Mutation(
+        "what comes in lumps is watched",
+        _EXCHANGE,
+        "Exchange.response_started",
+        " or is_compressed(headers)",
+        "",
+        _PROGRESS + "test_what_has_not_begun_or_cannot_be_read_is_not_cut",
+    ),
+    Mutation(
+        "a client that pauses makes its endpoint silent",
+        _TIMERS,
+        "StreamWatch._look",
+        " or _is_held_up(self._flow)",
+        "",
+        _PROGRESS + "test_a_client_that_pauses_does_not_make_its_endpoint_silent",
+    ),
     Mutation(
         "the time-out of the first byte runs on when it came",
         _EXCHANGE,

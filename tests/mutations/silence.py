@@ -259,9 +259,9 @@ MUTATIONS = (
     Mutation(
         "what comes before the first content is progress",
         _EXCHANGE,
-        "Exchange._events_of_content",
-        " and meter.first_content_at is not None",
-        "",
+        "Exchange._pieces",
+        "return meter.events if begun else None",
+        "return meter.events",
         _PROGRESS + "test_what_comes_before_the_first_content_is_no_progress",
     ),
     Mutation(
