@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 METADATA = "ai_lb"
 """The key of the decision record in `flow.metadata`."""
 
-_ENDINGS = {Cause.TIMED_OUT: Ending.TIMED_OUT, Cause.NO_SOCKET: Ending.ABANDONED}
+_ENDINGS = {
+    Cause.TIMED_OUT: Ending.TIMED_OUT,
+    Cause.NO_SOCKET: Ending.ABANDONED,
+    Cause.STALE: Ending.ABANDONED,
+}
 """Of attempts that failed and whose endpoints are not to blame."""
 
 _NOT_CONNECTED = "connect failed"

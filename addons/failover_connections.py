@@ -43,6 +43,18 @@ class EndpointConnections(HttpLayer):
         if connection.state is not ConnectionState.CLOSED:
             yield commands.CloseConnection(connection)
 
+    def abandon_idle(self) -> layer.CommandGenerator[None]:
+        """Close those that nobody uses: they were idle as long as one that was found closed."""
+        used = {stream.context.server for stream in self.streams.values()}
+        for connection in tuple(self.connections):
+            if (
+                isinstance(connection, Server)
+                and connection.connected
+                and connection not in used
+                and connection not in self.waiting_for_establishment
+            ):
+                yield from self.abandon(connection)
+
     def silence(self, timer: commands.RequestWakeup) -> None:
         """Let nobody hear a timer. mitmproxy cannot stop it, and would keep the request until then."""
         if timer in self.command_sources:

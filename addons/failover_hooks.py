@@ -72,7 +72,9 @@ class FailoverHooks:
         question.retry_after_s = exchange.retry_after_s()
         if exchange.retries.judge(failure) is not Verdict.RETRY:
             return
-        moved = await balancer.retry(exchange.placement, exchange.failed_outcome(failure))
+        moved = await balancer.retry(
+            exchange.placement, exchange.failed_outcome(failure), or_same=failure.cause is Cause.STALE
+        )
         if moved is not None and question.flow.id in self._exchanges:
             exchange.retries.spend(failure)
             exchange.move(moved)

@@ -38,6 +38,10 @@ from lb_core.retry import Cause, Failure, error_of
 _CLOSED = "closed connection"
 """In mitmproxy's messages of a connection that ended before or within a response."""
 
+_STALE_S = 1.0
+"""Seconds in which a request learns that its connection had been closed before it: a round trip, and what
+this process may be late. An endpoint that ends a connection later has had the request."""
+
 _OUR_OWN = tuple(f"[Errno {number}]" for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 _OF_A_RESPONSE = (
@@ -55,8 +59,9 @@ class FailoverStream(ClientStream):
     def __init__(self, parent: EndpointConnections, stream_id: int) -> None:
         super().__init__(parent.context.fork(), stream_id)
         self._parent = parent
-        self._attempt = 1
         self._reused = False
+        """The connection had served before."""
+        self._sent_at = 0.0
         self._held: Held | None = None
         self._timer: commands.RequestWakeup | None = None
         """Ends the holding."""
@@ -85,19 +90,18 @@ class FailoverStream(ClientStream):
             if error is None:
                 self.context.server = self.flow.server_conn = connection
                 self._reused = (connection.timestamp_start or began) < began
+                self._sent_at = time.monotonic()
                 return not (yield from self._stopped())
             self._parent.forget_failures()
-            question = yield from self._ask(self._failure(_cause_of(error)))
+            question = yield from self._ask(Failure(_cause_of(error)))
             if question is None:
                 return False
             if not question.again:
                 yield from self._fail(question)
                 return False
-            self._attempt += 1
 
     def _send_again(self) -> layer.CommandGenerator[None]:
         # What mitmproxy does after the `request` hook.
-        self._attempt += 1
         self._held = None
         # The rest of the dropped response may have come while the addons were asked.
         self._paused_event_queue = deque(
@@ -124,7 +128,7 @@ class FailoverStream(ClientStream):
         if not self._may_ask():
             yield from super().state_wait_for_response_headers(event)
         elif self.context.options.validate_inbound_headers and not is_valid(response):
-            yield from self._failed(self._failure(Cause.INVALID))
+            yield from self._failed(Failure(Cause.INVALID))
         elif (hold_s := self._parent.hold_s(self.flow, response)) is not None:
             yield from self._hold(event, hold_s)
         else:
@@ -164,7 +168,7 @@ class FailoverStream(ClientStream):
 
     def _judge(self, held: Held) -> layer.CommandGenerator[None]:
         self._stop_waiting()
-        failure = self._failure_of(held)
+        failure = _failure_of(held)
         question = yield from self._ask(failure, held.head.response)
         if question is None:
             return
@@ -199,12 +203,16 @@ class FailoverStream(ClientStream):
         elif self.server_state == self.state_consume_response_body:
             # The `responseheaders` of this response are told, so it cannot be replaced by another one.
             yield from self._parent.abandon(self.context.server)
-            yield from self._fail(Question(self.flow, self._failure(Cause.CLOSED)))
+            yield from self._fail(Question(self.flow, Failure(Cause.CLOSED)))
         elif self.server_state == self.state_hold_response and (held := self._held) and held.failed:
-            yield from self._failed(self._failure_of(held), held.head.response)
+            yield from self._failed(_failure_of(held), held.head.response)
         elif self.server_state in (self.state_wait_for_response_headers, self.state_hold_response):
-            closed = _CLOSED in event.message
-            yield from self._failed(self._failure(Cause.CLOSED if closed else Cause.INVALID))
+            cause = Cause.INVALID
+            if _CLOSED in event.message:
+                cause = Cause.STALE if self._is_stale() else Cause.CLOSED
+            if cause is Cause.STALE:
+                yield from self._parent.abandon_idle()
+            yield from self._failed(Failure(cause))
         else:
             yield from super().handle_protocol_error(event)
 
@@ -228,14 +236,10 @@ class FailoverStream(ClientStream):
             and self.context.server.alpn != b"h2"
         )
 
-    def _failure(self, cause: Cause, *, status: int | None = None) -> Failure:
-        return Failure(cause, attempt=self._attempt, status=status, reused=self._reused)
-
-    def _failure_of(self, held: Held) -> Failure:
-        """What a held response says, whether its body came to its end or not."""
-        if held.error is None:
-            return self._failure(Cause.STATUS, status=held.head.response.status_code)
-        return self._failure(Cause.ERROR_EVENT, status=status_of(held.error))
+    def _is_stale(self) -> bool:
+        """Whether a connection that ended had been idle, and had no time to do anything with the request."""
+        waits = self.server_state == self.state_wait_for_response_headers
+        return waits and self._reused and time.monotonic() - self._sent_at < _STALE_S
 
     def _ask(
         self, failure: Failure, response: http.Response | None = None
@@ -276,6 +280,13 @@ class FailoverStream(ClientStream):
             yield SendHttp(ResponseData(self.stream_id, content), client)
         yield DropStream(self.stream_id)
         yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+
+
+def _failure_of(held: Held) -> Failure:
+    """What a held response says, whether its body came to its end or not."""
+    if held.error is None:
+        return Failure(Cause.STATUS, status=held.head.response.status_code)
+    return Failure(Cause.ERROR_EVENT, status=status_of(held.error))
 
 
 def _cause_of(error: str) -> Cause:

@@ -120,11 +120,14 @@ class Balancer:
         if (home := self._homes.get(placement.request.id)) is not None:
             home.attempt.progressed()
 
-    async def retry(self, placement: Placement, outcome: Outcome) -> Placement | None:
+    async def retry(
+        self, placement: Placement, outcome: Outcome, *, or_same: bool = False
+    ) -> Placement | None:
         """Place the request at another endpoint, in the order of its decision; the slot is moved in one step.
 
-        `outcome` is that of the attempt which failed. None if there is no other endpoint, or if the request
-        was finished meanwhile. `finish` follows once in any case, with the placement that was given last.
+        `outcome` is that of the attempt which failed. `or_same` tries the same endpoint if there is no other.
+        None if there is none, or if the request was finished meanwhile. `finish` follows once in any case,
+        with the placement that was given last.
         """
         home = self._homes.get(placement.request.id)
         if home is None:
@@ -136,10 +139,10 @@ class Balancer:
             if 0 < rest_s < math.inf:  # one that rests would say the same
                 return None
         with OneWait():
-            return await self._move(placement, home)
+            return await self._move(placement, home, or_same)
 
-    async def _move(self, placement: Placement, home: _Home) -> Placement | None:
-        cluster = home.cluster
+    async def _move(self, placement: Placement, home: _Home, or_same: bool) -> Placement | None:
+        cluster, here = home.cluster, placement.endpoint.name
         while True:
             try:
                 snapshot, eligible = cluster.snapshot(placement.request.model)
@@ -149,9 +152,15 @@ class Balancer:
             if cluster.endpoints is not home.endpoints:
                 decision = joined(decision, home.endpoints, snapshot)
             rest = remaining(decision, home.tried, snapshot)
-            placed = place(rest, cluster.store.in_flight, placement.request.tie)
+            counts = cluster.store.in_flight
+            others = {**counts, here: counts.get(here, 1) - 1}  # its own slot takes nobody's place
+            placed = place(rest, others, placement.request.tie)
             if placed is None:
-                return None
+                if not or_same:
+                    return None
+                or_same = False
+                home.tried.discard(here)
+                continue
             tier, endpoint = placed[0], placed[1].endpoint
             home.tried.add(endpoint.name)
             attempt = await cluster.health.admit(endpoint.name, eligible, _work(placement.request))

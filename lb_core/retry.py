@@ -33,6 +33,9 @@ class Cause(enum.StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     NO_SOCKET = "no_socket"
     """This process has no file or memory left for a connection; no endpoint is to blame or could help."""
+    STALE = "stale"
+    """A connection that had served before was closed as the request came, most likely for having been idle:
+    that says nothing of the endpoint."""
     CLOSED = "closed"
     """Connected and sent, then closed or reset before the response."""
     INVALID = "invalid"
@@ -52,12 +55,8 @@ class Failure:
     """One failed attempt, before anything of a response went to the client."""
 
     cause: Cause
-    attempt: int = 1
-    """Which attempt it was, from 1."""
     status: int | None = None
     """The status of the response, or what the error event counts as; None where there is neither."""
-    reused: bool = False
-    """The connection had served before. If closed, most likely for being idle: the endpoint may be well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,9 @@ async def test_an_error_event_counts_the_same_on_each_attempt(tmp_path: Path, er
             balancer = proxy.addon._runtime.balancer  # type: ignore[union-attr]
             retry = balancer.retry
 
-            async def spied_retry(placement: Any, outcome: Outcome) -> Any:
+            async def spied_retry(placement: Any, outcome: Outcome, **more: Any) -> Any:
                 failed.append(outcome)
-                return await retry(placement, outcome)
+                return await retry(placement, outcome, **more)
 
             balancer.retry = spied_retry  # type: ignore[method-assign]
             answer = await its.ask()

@@ -54,9 +54,11 @@ class Rig:
         retry, finish = balancer.retry, balancer.finish
         connected, content = balancer.connected, balancer.content
 
-        async def spied_retry(placement: Placement, outcome: Outcome) -> Placement | None:
+        async def spied_retry(
+            placement: Placement, outcome: Outcome, *, or_same: bool = False
+        ) -> Placement | None:
             self.failed.append(outcome)
-            return await retry(placement, outcome)
+            return await retry(placement, outcome, or_same=or_same)
 
         def spied_finish(placement: Placement, outcome: Outcome) -> None:
             self.ended.append(outcome)
@@ -285,3 +287,40 @@ async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_c
             async with asyncio.timeout(10):
                 await reader.readuntil(SSE_END)
             writer.close()
+
+
+async def answers_once(reader: Reader, writer: Writer) -> None:
+    """Then the connection is closed, just when the next request comes: what an idle time-out looks like."""
+    writer.write(engines.OK)
+    await writer.drain()
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def ask_in_turn(its: Rig, times: int) -> list[int]:
+    """Statuses of requests over one connection."""
+    async with httpx.AsyncClient(timeout=10) as client:
+        return [
+            (await client.post(its.proxy.url + "/v1/chat/completions", json=BODY)).status_code
+            for _ in range(times)
+        ]
+
+
+async def test_a_connection_closed_for_being_idle_is_no_failure_of_its_endpoint(tmp_path: Path) -> None:
+    async with rig(tmp_path, answers_once, answers_once, retry={"enabled": False}) as its:
+        assert await ask_in_turn(its, 3) == [200, 200, 502]
+        await until(lambda: len(its.ended) == 3, "all have ended")
+        assert [outcome.ending.value for outcome in its.ended] == ["complete", "complete", "abandoned"]
+
+
+async def test_a_connection_closed_for_being_idle_is_opened_anew_at_the_only_endpoint(tmp_path: Path) -> None:
+    async with rig(tmp_path, answers_once) as its:
+        assert await ask_in_turn(its, 4) == [200] * 4
+        await until(its.proxy.is_clean, "nothing is in flight")
+        assert [outcome.error for outcome in its.failed] == ["stale"] * 3
+
+
+async def test_the_next_endpoint_is_not_asked_over_a_connection_that_was_idle_as_long(tmp_path: Path) -> None:
+    async with rig(tmp_path, answers_once, answers_once) as its:
+        assert await ask_in_turn(its, 3) == [200] * 3
+        assert [outcome.error for outcome in its.failed] == ["stale"]

@@ -122,6 +122,29 @@ async def test_a_retry_has_one_wait_for_all_its_calls() -> None:
     assert await rig.balancer.retry(await rig.place(), FAILED) is not None
 
 
+async def test_where_there_is_no_other_a_blameless_endpoint_gets_its_request_again() -> None:
+    blameless = Outcome(Ending.ABANDONED)
+    rig = narrow()
+    first = await rig.place()
+    assert await rig.balancer.retry(first, blameless) is None
+    again = await rig.balancer.retry(first, blameless, or_same=True)
+    assert again is not None
+    assert again.endpoint == first.endpoint, "in the one place that there is, which it has"
+    assert rig.cluster.store.in_flight == {"e0": 1}
+    assert not rig.balancer._homes[first.request.id].attempt.over
+    rig.balancer.finish(again, GOOD)
+    assert rig.cluster.store.in_flight == {}
+    assert await rig.balancer.retry(again, blameless, or_same=True) is None, "it was finished"
+
+
+async def test_where_there_is_another_a_blameless_endpoint_gives_way_to_it() -> None:
+    rig = Rig(2)
+    first = await rig.place()
+    second = await rig.balancer.retry(first, Outcome(Ending.ABANDONED), or_same=True)
+    assert second is not None
+    assert second.endpoint != first.endpoint
+
+
 # -- when to come back ------------------------------------------------------------------------------
 
 

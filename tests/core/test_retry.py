@@ -58,6 +58,7 @@ def test_a_failed_connection_needs_no_budget() -> None:
     "failure",
     [
         Failure(Cause.CLOSED),
+        Failure(Cause.STALE),
         Failure(Cause.INVALID),
         Failure(Cause.ERROR_EVENT, status=503),
         Failure(Cause.ERROR_EVENT, status=500),

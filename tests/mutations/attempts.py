@@ -109,7 +109,7 @@ MUTATIONS = (
     Mutation(
         "an error event whose stream is cut counts as its status, which is good",
         _STREAM,
-        "FailoverStream._failure_of",
+        "_failure_of",
         "if held.error is None:",
         "if True:",
         _CUT,

@@ -9,6 +9,7 @@ _TIMERS = "addons/failover_timers.py"
 
 _FAIL = "tests/addon/test_failover.py::"
 _TIMES = "tests/addon/test_timers.py::"
+_VERDICTS = "tests/addon/test_verdicts.py::"
 
 MUTATIONS = (
     # Connections to endpoints.
@@ -107,6 +108,54 @@ MUTATIONS = (
         "io.writer.close()",
         "pass",
         _TIMES + "test_a_socket_that_was_connected_as_its_client_left_is_closed",
+    ),
+    Mutation(
+        "connections that were idle as long as a stale one stay",
+        _PARENT,
+        "EndpointConnections.abandon_idle",
+        "yield from self.abandon(connection)",
+        "pass",
+        _VERDICTS + "test_the_next_endpoint_is_not_asked_over_a_connection_that_was_idle_as_long",
+    ),
+    Mutation(
+        "the others that were idle are not closed with a stale connection",
+        _FAILOVER,
+        "FailoverStream.handle_protocol_error",
+        "yield from self._parent.abandon_idle()",
+        "pass",
+        _VERDICTS + "test_the_next_endpoint_is_not_asked_over_a_connection_that_was_idle_as_long",
+    ),
+    Mutation(
+        "no connection is stale",
+        _FAILOVER,
+        "FailoverStream._is_stale",
+        "return waits and",
+        "return False and waits and",
+        _VERDICTS + "test_a_connection_closed_for_being_idle_is_no_failure_of_its_endpoint",
+    ),
+    Mutation(
+        "a new connection may be stale",
+        _FAILOVER,
+        "FailoverStream._is_stale",
+        " and self._reused",
+        "",
+        _FAIL + "test_a_failed_endpoint_is_replaced[short-reset before headers]",
+    ),
+    Mutation(
+        "a connection is stale that began to answer",
+        _FAILOVER,
+        "FailoverStream._is_stale",
+        "return waits and",
+        "return",
+        _FAIL + "test_a_stream_that_ends_before_its_first_event_is_not_stale",
+    ),
+    Mutation(
+        "an engine that dies of a request is taken for a stale connection",
+        _FAILOVER,
+        "FailoverStream._is_stale",
+        " and time.monotonic() - self._sent_at < _STALE_S",
+        "",
+        _FAIL + "test_a_connection_that_had_the_request_for_long_is_not_stale",
     ),
     # Their timers.
     Mutation(
