@@ -35,6 +35,7 @@ class Lifecycle(ABC):
         self._verbose = False
         self._configured = False
         self._path = DEFAULT_CONFIG
+        self._policy = ""
         self._stamp: Stamp | None = None
         self._watch: FileWatch[config.Config] | None = None
 
@@ -100,13 +101,14 @@ class Lifecycle(ABC):
             proxy_options.check()
             if proxy_options.TRUST & updated:
                 self._runtime.trust(proxy_options.trust())
-            if "ai_lb_policy" in updated:
-                self._runtime.use_policy(ctx.options.ai_lb_policy)
-                logger.info("ai-lb: policy is now %s", ctx.options.ai_lb_policy or "as configured")
+            # Where mitmproxy takes a refused value back, it is the one in use again.
+            if "ai_lb_policy" in updated and ctx.options.ai_lb_policy != self._policy:
+                self._use_policy(self._runtime)
+                logger.info("ai-lb: policy is now %s", self._policy or "as configured")
         except ConfigError as error:
             raise exceptions.OptionsError("; ".join(error.lines())) from error
         except proxy_options.Refusal as refusal:
-            raise exceptions.OptionsError(f"ai-lb: {refusal}") from refusal
+            raise exceptions.OptionsError(str(refusal)) from refusal
         if "ai_lb_config" in updated:
             raise exceptions.OptionsError("ai-lb: ai_lb_config can only be set at the start")
 
@@ -121,7 +123,7 @@ class Lifecycle(ABC):
                 self._stamp = Stamp.of(self._path)
             loaded = config.load(self._path)
             runtime = Runtime(loaded)
-            runtime.use_policy(ctx.options.ai_lb_policy)
+            self._use_policy(runtime)
             runtime.trust(proxy_options.trust())
             proxy_options.prepare(loaded.listen or DEFAULT_LISTEN)
         except ConfigError as error:
@@ -132,6 +134,17 @@ class Lifecycle(ABC):
         else:
             self._runtime = runtime
             self._use(runtime)
+
+    def _use_policy(self, runtime: Runtime) -> None:
+        name = ctx.options.ai_lb_policy
+        try:
+            runtime.use_policy(name)
+        except ConfigError as error:
+            why = "; ".join(problem.message for problem in error.problems)
+            raise proxy_options.Refusal(
+                f"option ai_lb_policy: {why}; 'off' is each cluster's own strategy, empty is as configured"
+            ) from error
+        self._policy = name
 
     def running(self) -> Awaitable[None]:
         """mitmproxy is up. Not `async def`: that would break live reload of the script."""

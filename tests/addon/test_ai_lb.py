@@ -254,7 +254,11 @@ async def test_a_route_that_a_reload_renames_serves_what_it_had_matched(tmp_path
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("ai_lb_policy", "global_least_reqest", "global_least_request"),
+        (
+            "ai_lb_policy",
+            "global_least_reqest",
+            "^option ai_lb_policy: .*global_least_request.* 'off' .* empty",
+        ),
         ("stream_large_bodies", "1m", "stream_large_bodies"),
         ("connection_strategy", "eager", "lazy"),
         ("mode", ["regular"], "open proxy"),
@@ -263,13 +267,14 @@ async def test_a_route_that_a_reload_renames_serves_what_it_had_matched(tmp_path
     ],
 )
 async def test_a_wrong_option_is_refused_while_running_and_changes_nothing(
-    tmp_path: Path, option: str, value: Any, words: str
+    tmp_path: Path, option: str, value: Any, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
         before = getattr(proxy.master.options, option)
-        with pytest.raises(exceptions.OptionsError, match=words) as caught:
+        with caplog.at_level("INFO"), pytest.raises(exceptions.OptionsError, match=words) as caught:
             proxy.master.options.update(**{option: value})
         assert "\n" not in str(caught.value)
+        assert "policy is now" not in caplog.text
         assert getattr(proxy.master.options, option) == before
         # mitmproxy opens a listener of the refused mode for a moment; whom it accepts is turned away.
         heads: list[bytes] = []

@@ -81,7 +81,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
         (("--mode", "reverse:http://127.0.0.1:9"), "names a real target"),
         (("--set", "connection_strategy=eager"), "connection_strategy must be lazy"),
         (("--set", "ai_lb_polcy=off"), "there is no option ai_lb_polcy"),
-        (("--set", "ai_lb_policy=of"), "of"),
+        (("--set", "ai_lb_policy=of"), "option ai_lb_policy: unknown policy 'of'"),
     ],
 )
 def test_what_breaks_a_balancer_is_refused_in_one_line(
