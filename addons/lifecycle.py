@@ -36,6 +36,7 @@ class Lifecycle(ABC):
         self._configured = False
         self._path = DEFAULT_CONFIG
         self._policy = ""
+        self._listening: tuple[config.Listen | None, config.Listen | None] = (None, None)
         self._stamp: Stamp | None = None
         self._watch: FileWatch[config.Config] | None = None
 
@@ -68,6 +69,7 @@ class Lifecycle(ABC):
     def _load(self, loader: Loader) -> None:
         terminal_log.print_through_full_disks()
         terminal_log.say_once_that_files_ran_out()
+        terminal_log.name_the_balancer()
         contentviews.add(DecisionView())
         loader.add_option(
             "ai_lb_config", str, "", "Balancer: path of the YAML file; empty is configs/ai_lb.yaml here."
@@ -133,6 +135,7 @@ class Lifecycle(ABC):
             logger.error("ai-lb: %s", refusal)
         else:
             self._runtime = runtime
+            self._listening = (loaded.listen, loaded.metrics_listen)
             self._use(runtime)
 
     def _use_policy(self, runtime: Runtime) -> None:
@@ -179,7 +182,8 @@ class Lifecycle(ABC):
         gc.collect()
         gc.freeze()
         for name, cluster in runtime.clusters.items():
-            logger.info("ai-lb: cluster %s has %d endpoints", name, len(cluster.endpoints))
+            count = len(cluster.endpoints)
+            logger.info("ai-lb: cluster %s has %d endpoint%s", name, count, "" if count == 1 else "s")
         for line in config.warnings(runtime.config):
             logger.warning("ai-lb: %s", line)
 
@@ -193,7 +197,8 @@ class Lifecycle(ABC):
         logger.info("ai-lb: the configuration was reloaded")
         for line in sorted({*config.warnings(loaded)} - {*config.warnings(before)}):
             logger.warning("ai-lb: %s", line)
-        if (before.listen, before.metrics_listen) != (loaded.listen, loaded.metrics_listen):
+        listening = (loaded.listen, loaded.metrics_listen)
+        if (before.listen, before.metrics_listen) != listening != self._listening:
             logger.warning("ai-lb: listen and metrics_listen take effect at the next start")
 
     def _reload_failed(self, error: ConfigError) -> None:

@@ -40,7 +40,8 @@ def prepare(listen: Listen) -> None:
         wanted["http2"] = listen.http2
     wanted["web_columns"] = _WEB_COLUMNS
     if not _is_set("mode"):
-        _SERVER_LOG.addFilter(_about_the_wanted_listener)
+        for log in _SERVER_LOGS:
+            log.addFilter(_about_the_wanted_listener)
     check()
     modes = ctx.options.mode if _is_set("mode") else [NOWHERE]
     known = {name: value for name, value in wanted.items() if name in ctx.options}  # some are of one program
@@ -138,7 +139,8 @@ async def listen_where_wanted() -> None:
     proxyserver = ctx.master.addons.get("proxyserver")
     if ctx.options.server:
         await proxyserver.servers.update([mode_specs.ProxyMode.parse(spec) for spec in ctx.options.mode])
-    _SERVER_LOG.removeFilter(_about_the_wanted_listener)
+    for log in _SERVER_LOGS:
+        log.removeFilter(_about_the_wanted_listener)
 
 
 def drop_unheard_log_events() -> None:
@@ -209,10 +211,12 @@ def _without_quotes(entry: logging.LogRecord) -> bool:
     return True
 
 
-_SERVER_LOG = logging.getLogger("mitmproxy.addons.proxyserver")
+_SERVER_LOGS = [
+    logging.getLogger(name) for name in ("mitmproxy.addons.proxyserver", "mitmproxy.proxy.mode_servers")
+]
 
 
 def _about_the_wanted_listener(entry: logging.LogRecord) -> bool:
-    """Drop errors of the listener that nobody wanted: its port may be taken, and it is closed anyway."""
+    """Drop what is said of a listener that nobody wanted: its port may be taken, and it is closed anyway."""
     message = entry.getMessage()
-    return bool(message) and "HTTP(S) proxy failed to listen" not in message
+    return bool(message) and "HTTP(S) proxy " not in message

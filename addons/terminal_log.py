@@ -1,11 +1,13 @@
 """How mitmproxy prints the log: each line at once, through a full disk, and without a flood of one fault."""
 
+import copy
 import errno
 import logging
 import time
 from typing import IO, Any
 
 from mitmproxy import ctx
+from mitmproxy.log import MitmLogHandler
 
 _AGAIN_S = 60.0
 """How long a fault that goes on is not said again."""
@@ -38,6 +40,36 @@ def print_through_full_disks() -> None:
     termlog: Any = ctx.master.addons.get("termlog")
     if termlog is not None and not isinstance(termlog.logger.file, Output):
         termlog.logger.file = Output(termlog.logger.file)
+
+
+_NAME = "ai-lb: "
+
+
+def name_the_balancer() -> None:
+    """Have each line of ours printed with one name before it, whichever module says it."""
+    for handler in logging.getLogger().handlers:
+        formatter = handler.formatter
+        if isinstance(handler, MitmLogHandler) and formatter and not isinstance(formatter, _Naming):
+            handler.setFormatter(_Naming(formatter))
+
+
+class _Naming(logging.Formatter):
+    def __init__(self, plain: logging.Formatter) -> None:
+        super().__init__()
+        self._plain = plain
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._plain.format(_named(record))
+
+
+def _named(record: logging.LogRecord) -> logging.LogRecord:
+    package, _, module = record.name.partition(".")
+    ours = package == "lb_core" or (package == "addons" and not module.startswith("sim"))
+    if not ours or str(record.msg).startswith(_NAME):
+        return record
+    named = copy.copy(record)
+    named.msg = f"{_NAME}{record.msg}"
+    return named
 
 
 class _OutOfFiles(logging.Filter):

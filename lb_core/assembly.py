@@ -168,12 +168,19 @@ class Assembly:
             level = logging.DEBUG if "resting" in (change.before, change.after) else logging.INFO
         logger.log(
             level,
-            "ai-lb: %s is %s, was %s: %s",
+            "ai-lb: %s is %s, was %s%s",
             change.endpoint or f"cluster {cluster}",
             change.after,
             change.before,
-            f"{change.reason} {change.detail}".strip(),
+            _why(change),
         )
+
+
+def _why(change: Change) -> str:
+    """The reason and its detail, without what the state says already."""
+    reason = change.reason.replace("_", " ")
+    said = "" if reason == change.after.replace("-", " ") else f": {reason}"
+    return f"{said} ({change.detail})" if change.detail else said
 
 
 def _engine_changed(cluster: Cluster, endpoint: str, change: EngineChange) -> None:

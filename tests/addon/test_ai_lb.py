@@ -415,6 +415,21 @@ async def test_checks_and_pages_trust_whom_requests_trust(tmp_path: Path) -> Non
             await until(lambda: alive.health.states()["e0"] == "healthy", "anybody will do")
 
 
+async def test_another_address_is_warned_of_and_the_one_in_use_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ScriptedEngine(engines.answer) as engine, Proxy(tmp_path, one_cluster(engine)) as proxy:
+        text = proxy._path.read_text()
+        with caplog.at_level("INFO"):
+            await until(lambda: "cluster c has" in caplog.text, "it has started")
+            for content in (text.replace(str(proxy.port), "1234"), text):
+                caplog.clear()
+                proxy._path.write_text(content)
+                proxy.master.commands.call("ai_lb.reload")
+                await until(lambda: "the configuration was reloaded" in caplog.text, "it is read again")
+                assert ("take effect at the next start" in caplog.text) is (content != text)
+
+
 @pytest.mark.parametrize(
     ("detail", "verbosity", "lines"), [(True, "debug", 1), (False, "debug", 0), (True, "info", 0)]
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mitmproxy import ctx
+from mitmproxy.log import MitmLogHandler
 
 from addons import terminal_log
 from addons.terminal_log import Output
@@ -98,6 +99,36 @@ def test_other_faults_are_said_each_time() -> None:
             assert out_of_files.filter(record)
             assert record.getMessage() == str(number)
             assert record.exc_info is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "printed"),
+    [
+        ("lb_core.stores.link", "Redis at %s is away", "ai-lb: Redis at x is away"),
+        ("addons.lifecycle", "ai-lb: %s", "ai-lb: x"),
+        ("mitmproxy.addons.proxyserver", "listening at %s", "listening at x"),
+        ("addons.sim_engines", "engines at %s", "engines at x"),
+    ],
+)
+def test_all_that_the_balancer_says_is_printed_with_its_name(name: str, said: str, printed: str) -> None:
+    record = logging.LogRecord(name, logging.INFO, "", 0, said, ("x",), None)
+    lines: list[str] = []
+
+    class Handler(MitmLogHandler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    handler = Handler()
+    handler.setFormatter(logging.Formatter())
+    logging.getLogger().addHandler(handler)
+    try:
+        terminal_log.name_the_balancer()
+        terminal_log.name_the_balancer()
+        handler.handle(record)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert lines == [printed]
+    assert record.msg == said, "other handlers see what was said"
 
 
 async def test_the_addon_sees_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

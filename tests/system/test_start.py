@@ -253,8 +253,14 @@ def test_the_same_file_works_under(tmp_path: Path, program: str) -> None:
         if more:  # it shows prompts and keys
             assert requests.get(f"http://127.0.0.1:{web_port}/flows", timeout=10).status_code == 403
         wait_until(lambda: balancer.in_flight() == 0, within_s=5, what="nothing is in flight")
+        if program == "mitmdump":
+            named = "ai-lb: Endpoint nobody: no metrics"
+            wait_until(lambda: named in balancer.log(), "what any module says has the balancer's name")
         assert balancer.stop() == 0
         assert "Traceback" not in balancer.log()
+        if program == "mitmdump":
+            assert "HTTP(S) proxy" not in balancer.log(), "nobody asked for that listener"
+            assert "ai-lb: cluster c has 1 endpoint\n" in balancer.log()
 
 
 def test_the_commands_can_be_called_in_mitmweb_by_names_that_its_api_can_spell(tmp_path: Path) -> None:
