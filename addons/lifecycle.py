@@ -178,6 +178,7 @@ class Lifecycle(ABC):
         proxy_options.drop_unheard_log_events()
         proxy_options.drop_idle_addons()
         await proxy_options.listen_where_wanted()
+        runtime.ready = True
         # What is loaded by now stays: the collector need not walk it again and again under load.
         gc.collect()
         gc.freeze()
@@ -207,6 +208,8 @@ class Lifecycle(ABC):
 
     def _drain(self) -> None:
         self._draining = True
+        if self._runtime is not None:
+            self._runtime.ready = False
 
     def done(self) -> Awaitable[None]:
         """mitmproxy ends, or reloads this script: give back all that is held. Not `async def`, as above."""

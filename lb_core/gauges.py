@@ -1,12 +1,26 @@
 """What the balancer's metrics show of its parts as they are now."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from lb_core.cluster import Cluster
 from lb_core.stats import Stats
 from lb_core.stores.redis import RedisStore
 
 type Clusters = Callable[[], Mapping[str, Cluster]]
+
+
+def with_ready(pages: WSGIApplication, ready: Callable[[], bool]) -> WSGIApplication:
+    """`pages`, and `/ready` beside them: 200 while the balancer takes requests, else 503."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/ready":
+            return pages(environ, start_response)
+        status, text = ("200 OK", b"ready\n") if ready() else ("503 Service Unavailable", b"not ready\n")
+        start_response(status, [("Content-Type", "text/plain")])
+        return [text]
+
+    return app
 
 
 def expose(stats: Stats, clusters: Clusters) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Self, cast
 
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 
 from lb_core.assembly import Assembly
 from lb_core.balancer import Balancer
@@ -16,7 +16,7 @@ from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
 from lb_core.discovery import Discovery
 from lb_core.engines.shares import RecentChoices
 from lb_core.errors import ConfigError, Problem
-from lb_core.gauges import expose, present
+from lb_core.gauges import expose, present, with_ready
 from lb_core.policies import POLICIES, ClusterPolicy, Policy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
@@ -56,6 +56,8 @@ class Runtime:
         self._checks: list[asyncio.Task[None]] = []
         self._boards: dict[ClusterPolicy, ServiceBoard] = {}
         self._policy_name = ""
+        self.ready = False
+        """Requests are taken: not before the start is over, and not while the balancer is about to end."""
         self._stop_metrics: Callable[[], None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self.retry_budget = RetryBudget(clock=clock)
@@ -155,6 +157,7 @@ class Runtime:
         for left in reversed(range(_METRICS_TRIES)):
             try:
                 server, thread = start_http_server(listen.port, listen.host, registry=self.stats.registry)
+                server.set_app(with_ready(make_wsgi_app(self.stats.registry), lambda: self.ready))
                 break
             except OSError:
                 if not left:

@@ -118,7 +118,7 @@ def test_all_that_the_balancer_says_is_printed_with_its_name(name: str, said: st
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(self.format(record))
 
-    handler = Handler()
+    handler: logging.Handler = Handler()  # type: ignore[no-untyped-call]
     handler.setFormatter(logging.Formatter())
     logging.getLogger().addHandler(handler)
     try:

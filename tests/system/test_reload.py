@@ -33,6 +33,12 @@ STAYS = "the configuration stays as it was: "
 TAKEN = "the configuration was reloaded"
 
 
+async def ready(balancer: Balancer) -> int:
+    """The status of the page that tells whether it takes requests."""
+    async with httpx.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{balancer.metrics_port}/ready")).status_code
+
+
 def verdicts(balancer: Balancer) -> list[str]:
     """What it said about files so far: each complaint about a bad one, TAKEN for a good one."""
     told = re.findall(f"ai-lb: (?:{STAYS}(.*)|{TAKEN})", balancer.log())
@@ -185,9 +191,11 @@ async def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:
             load.rest()
             await eventually(lambda: balancer.in_flight() == load.running, within_s=5, what="all are placed")
             assert balancer.process is not None
+            assert await ready(balancer) == 200
             balancer.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(1)
             assert balancer.process.poll() is None
+            assert await ready(balancer) == 503, "no balancer before it should send anything more"
             balancer.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(balancer.process.wait, 6) == 0
             await load.drain(within_s=10)
