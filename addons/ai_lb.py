@@ -20,7 +20,7 @@ from addons.failover_hooks import FailoverHooks
 from addons.headers import check_head, drop_own_headers
 from addons.lifecycle import Lifecycle
 from lb_core import record
-from lb_core.errors import Draining, InternalError, RouteError
+from lb_core.errors import Draining, InternalError, RouteError, TooLarge
 from lb_core.request import parse, plain_path, session_of
 from lb_core.retry import Retries, repeatable
 from lb_core.runtime import Runtime
@@ -29,6 +29,9 @@ from lb_core.types import Ending, Outcome
 logger = logging.getLogger(__name__)
 
 _CLIENT_ENDINGS = ("Client disconnected.", "stream reset by client", "Connection killed.")
+
+_TOO_LARGE = "Request body exceeds"
+"""mitmproxy's answer to `body_size_limit`, given without a call of `request`."""
 
 _BACKSTOP_S = 1.0
 """How long after its client left a flow may still report its own end."""
@@ -156,6 +159,8 @@ class AiLb(Lifecycle):
     def error(self, flow: http.HTTPFlow) -> None:
         """The exchange failed, or its client left."""
         message = flow.error.msg if flow.error else ""
+        if message.startswith(_TOO_LARGE) and self._runtime:
+            self._runtime.stats.refused(TooLarge.code)
         left = message.startswith(_CLIENT_ENDINGS)
         self._finish(flow.id, Ending.CLIENT_LEFT if left else Ending.UPSTREAM_FAILED)
 

@@ -132,6 +132,15 @@ async def test_anthropic_s_clients_are_told_in_their_form(tmp_path: Path) -> Non
         assert (body["type"], body["error"]["type"]) == ("error", "request_too_large")
 
 
+async def test_a_long_body_is_counted_as_refused(tmp_path: Path) -> None:
+    async with rig(tmp_path, engines.answer, body_size_limit="10") as its:
+        await its.ask(CHAT)
+        runtime = its.proxy.addon._runtime
+        assert runtime is not None
+        labels = {"code": "request_too_large"}
+        assert runtime.stats.registry.get_sample_value("ai_lb_refused_total", labels) == 1
+
+
 async def test_who_sends_all_before_it_reads_is_told_too(tmp_path: Path) -> None:
     async with rig(tmp_path, engines.answer, body_size_limit="1m") as its, httpx.AsyncClient() as client:
         for _ in range(5):
