@@ -143,7 +143,7 @@ class Config:
     metrics_listen: Listen | None = None
     """Where the balancer's own metrics are served; None serves none."""
     drain_timeout_s: float = 30.0
-    """How long requests in flight may take to end when the balancer is told to end."""
+    """How long requests in flight may take to end when the balancer ends."""
 
     def policies(self) -> Iterator[PolicyConfig]:
         """The default policy and those of the routes."""
