@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from lb_core.cluster import Cluster
 from lb_core.config import ClusterConfig, Config, MetricsConfig, PolicyConfig, RedisConfig, load_endpoints
-from lb_core.discovery import Discovery, EndpointList, EndpointsFile, resolve
+from lb_core.discovery import Discovery, EndpointList, EndpointsFile
+from lb_core.dns import resolve
 from lb_core.engines.board import Board
 from lb_core.engines.watch import Change as EngineChange
 from lb_core.errors import ConfigError, Problem

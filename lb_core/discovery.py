@@ -1,10 +1,7 @@
 """Endpoints that the configuration does not name one by one: addresses of DNS names, lists in other files."""
 
 import asyncio
-import ipaddress
 import logging
-import socket
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,12 +10,10 @@ from pathlib import Path
 from typing import Self
 
 from lb_core.config import DnsEndpoints
+from lb_core.dns import USUAL_ASKING, Asking, NameWatch, Resolve, resolve
 from lb_core.errors import ConfigError, Problem
 from lb_core.types import Endpoint
-from lb_core.watch import INTERVAL_S, USUAL_ASKING, Asking, FileWatch, NameWatch, Resolve
-
-_NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
-"""What the system's resolver says when somebody who knows says that there is none."""
+from lb_core.watch import INTERVAL_S, FileWatch
 
 logger = logging.getLogger(__name__)
 
@@ -37,49 +32,6 @@ class EndpointsFile:
 
     path: Path
     load: Callable[[Path], EndpointList]
-
-
-async def resolve(host: str) -> tuple[str, ...]:
-    """What the system's resolver says: IPv4 addresses, IPv6 only where there is no other.
-
-    With both, an engine on two stacks would be taken for two engines. Not 0.0.0.0 or ::, which resolvers give
-    for names that they block, and which lead to this machine. Raises OSError when no answer could be had.
-
-    In a thread of its own, which the end of the process does not wait for: a resolver may hang for half a
-    minute, and in a pool it would hold up whatever else is asked.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[tuple[str, ...] | OSError] = loop.create_future()
-
-    def hand_over(found: tuple[str, ...] | OSError) -> None:
-        if not answer.done():
-            answer.set_result(found)
-
-    def ask() -> None:
-        found = _ask_system(host)
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(hand_over, found)
-
-    try:
-        threading.Thread(target=ask, name=f"resolve {host}", daemon=True).start()
-    except RuntimeError as error:
-        raise OSError("no thread can be started") from error
-    found = await answer
-    if isinstance(found, OSError):
-        raise found
-    return found
-
-
-def _ask_system(host: str) -> tuple[str, ...] | OSError:
-    try:
-        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        return () if error.errno in _NO_ADDRESS else error
-    except (OSError, ValueError) as error:  # ValueError: the codec for names
-        return OSError(str(error))
-    found = {str(address[0]) for _, _, _, _, address in answers}
-    usable = [text for text in found if not ipaddress.ip_address(text).is_unspecified]
-    return tuple([text for text in usable if ":" not in text] or usable)
 
 
 def members(lists: Iterable[EndpointList], addresses: Mapping[str, tuple[str, ...]]) -> tuple[Endpoint, ...]:

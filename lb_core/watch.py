@@ -1,4 +1,4 @@
-"""Follows what changes outside: the content of a file, the addresses of a DNS name.
+"""Follows the content of a file.
 
 Files are polled: inotify sees neither NFS nor the symlinks that Kubernetes swaps, and half a second is soon
 enough. Whatever touches the disk, and `load`, runs in threads.
@@ -9,10 +9,9 @@ import errno
 import logging
 import math
 import os
-import random
 import stat
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -29,14 +28,10 @@ MISSING_S = 2.0
 SETTLE_S = 1.0
 """A file that never stands still is read after so long all the same, to be live within 2 s of its change."""
 
-_JITTER = 0.2
 _LOOKED_AT = 4_000_000
 """Bytes that tell contents apart. Configurations have at most a million; longer ones are all bad."""
 
 logger = logging.getLogger(__name__)
-
-type Resolve = Callable[[str], Awaitable[Collection[str]]]
-"""Host name → its IP addresses; empty where it is known to have none. Raises OSError where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,106 +190,3 @@ class FileWatch[T]:
             self._loaded = self._digest = None  # so that its return is told
             why = f"cannot be read: {error.strerror or os.strerror(error.errno or errno.EIO)}"
             self._on_bad(ConfigError(str(self._path), (Problem("", why),)))
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How often and how long a name is asked for, in seconds."""
-
-    interval_s: float = 5.0
-    """Give or take a fifth, so that balancers do not ask in step."""
-    timeout_s: float = 2.0
-    """After that a question counts as failed, though its answer is still welcome."""
-    empty_s: float = 30.0
-    """A name loses its addresses when it has had none for so long. Failed questions do not count."""
-
-
-USUAL_ASKING = Asking()
-
-
-class NameWatch:
-    """Calls `on_change` with a name and its addresses, sorted, whenever they differ from `addresses`.
-
-    While it cannot be resolved its addresses stay for as long as that lasts: a resolver in trouble says
-    nothing about the engines. That it has none is believed after `empty_s` without another answer, because
-    controllers and caches lose names for moments. Either is logged when it begins and when it ends.
-    """
-
-    def __init__(
-        self,
-        host: str,
-        resolve: Resolve,
-        on_change: Callable[[str, tuple[str, ...]], None],
-        *,
-        addresses: tuple[str, ...] = (),
-        asking: Asking = USUAL_ASKING,
-        clock: Callable[[], float] = time.monotonic,
-        dice: Callable[[], float] = random.random,
-    ) -> None:
-        self.asked = asyncio.Event()
-        """Set when the first question was answered or has failed."""
-        self._host = host
-        self._resolve = resolve
-        self._on_change = on_change
-        self._addresses = addresses
-        self._asking = asking
-        self._clock = clock
-        self._dice = dice
-        self._task: asyncio.Task[None] | None = None
-        self._lookup: asyncio.Future[Collection[str]] | None = None
-        self._empty_at: float | None = None
-        self._in_trouble = False
-
-    def start(self) -> None:
-        """Begin to ask; does nothing the second time. Needs a running event loop."""
-        if self._task is None:
-            self._task = spawn(self._run(), name=f"watch of the DNS name {self._host}")
-
-    def stop(self) -> None:
-        """Ask no more; `on_change` is not called again."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                await self._ask()
-                self.asked.set()
-                await asyncio.sleep(self._asking.interval_s * (1 + _JITTER * (2 * self._dice() - 1)))
-        finally:
-            if self._lookup is not None:
-                self._lookup.cancel()
-
-    async def _ask(self) -> None:
-        """A question that hangs is not put again: its answer counts when it comes, and nothing piles up."""
-        if self._lookup is None:
-            self._lookup = asyncio.ensure_future(self._resolve(self._host))
-        await asyncio.wait({self._lookup}, timeout=self._asking.timeout_s)
-        if not self._lookup.done():
-            self._trouble("does not resolve in time; its last addresses stay in use")
-            return
-        lookup, self._lookup = self._lookup, None
-        try:
-            found = tuple(sorted(set(lookup.result())))
-        except OSError as error:
-            self._trouble(f"cannot be resolved ({error.strerror or error}); its last addresses stay in use")
-            return
-        if found:
-            self._empty_at = None
-            if self._in_trouble:
-                self._in_trouble = False
-                logger.info("The DNS name %s resolves again.", self._host)
-        else:
-            self._trouble(f"has no address; its last ones are in use for {self._asking.empty_s:g} s at most")
-            now = self._clock()
-            self._empty_at = now if self._empty_at is None else self._empty_at
-            if now - self._empty_at < self._asking.empty_s:
-                return
-        if found != self._addresses:
-            self._addresses = found
-            self._on_change(self._host, found)
-
-    def _trouble(self, what: str) -> None:
-        if not self._in_trouble:
-            self._in_trouble = True
-            logger.warning("The DNS name %s %s.", self._host, what)

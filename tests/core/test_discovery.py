@@ -3,25 +3,20 @@
 import asyncio
 import json
 import logging
-import socket
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lb_core.config import DnsEndpoints
-from lb_core.discovery import Discovery, EndpointList, EndpointsFile, members, resolve
+from lb_core.discovery import Discovery, EndpointList, EndpointsFile, members
+from lb_core.dns import Asking
 from lb_core.errors import ConfigError, Problem
 from lb_core.types import Endpoint
-from lb_core.watch import Asking
 from tests.waiting import until
 
 QUICK_S = 0.01
@@ -330,72 +325,3 @@ async def test_a_missing_file_does_not_stop_the_start(tmp_path: Path) -> None:
             await one.settled()
         write(path, a="10.2.0.1")
         await until(lambda: told.hosts == ["10.2.0.1"])
-
-
-# The system's resolver
-
-
-def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], list[str]]) -> None:
-    def getaddrinfo(host: str, port: None, **_: Any) -> list[tuple[Any, ...]]:
-        return [(0, 0, 0, "", (address, 0)) for address in answer()]
-
-    monkeypatch.setattr("lb_core.discovery.socket", SimpleNamespace(**vars(socket) | locals()))
-
-
-def failing(error: Exception) -> Callable[[], list[str]]:
-    def fail() -> list[str]:
-        raise error
-
-    return fail
-
-
-@pytest.mark.parametrize(
-    ("answer", "usable"),
-    [
-        (["10.0.0.1", "10.0.0.1", "fd00::1"], {"10.0.0.1"}),
-        (["fd00::1", "fe80::1%eth0"], {"fd00::1", "fe80::1%eth0"}),
-        (["0.0.0.0", "::"], set()),
-        (["0.0.0.0", "fd00::1"], {"fd00::1"}),
-    ],
-)
-async def test_one_address_family_is_used_and_no_address_that_leads_here(
-    answer: list[str], usable: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(monkeypatch, lambda: answer)
-    assert set(await resolve("engines.test")) == usable
-
-
-@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA])
-async def test_a_name_that_is_known_to_have_no_address_is_empty(
-    code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(monkeypatch, failing(socket.gaierror(code, "no")))
-    assert await resolve("engines.test") == ()
-
-
-@pytest.mark.parametrize(
-    "error", [socket.gaierror(socket.EAI_AGAIN, "later"), OSError("no"), UnicodeError("label too long")]
-)
-async def test_a_resolver_that_cannot_tell_is_an_error(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(monkeypatch, failing(error))
-    with pytest.raises(OSError, match=r"later|no|label"):
-        await resolve("engines.test")
-
-
-async def test_a_resolver_that_hangs_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    answering(monkeypatch, lambda: ["10.0.0.1"] if release.wait(10) else [])
-    asking = asyncio.create_task(resolve("engines.test"))
-    begun = time.monotonic()
-    for _ in range(10):
-        await asyncio.sleep(0.001)
-    assert time.monotonic() - begun < 5
-    assert not asking.done()
-    release.set()
-    assert await asking == ("10.0.0.1",)
-
-
-async def test_the_name_of_this_machine_is_resolved() -> None:
-    assert "127.0.0.1" in await resolve("localhost")

@@ -15,7 +15,7 @@ LAYERS = [
     {"prefix"},
     {"config", "cluster"},
     {"routes"},
-    {"balancer", "watch", "discovery"},
+    {"balancer", "dns", "watch", "discovery"},
     {"assembly", "gauges", "visits"},
     {"runtime"},
 ]

@@ -1,17 +1,17 @@
-"""A file that is watched, on a real file system; a DNS name that is watched, with an injected resolver."""
+"""A file that is watched, on a real file system."""
 
 import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from lb_core.errors import ConfigError, Problem
-from lb_core.watch import Asking, FileWatch, NameWatch, Stamp
+from lb_core.watch import FileWatch, Stamp
 from tests.waiting import until
 
 QUICK_S = 0.01
@@ -416,133 +416,3 @@ async def test_a_fault_in_taking_a_value_is_logged_once_and_the_next_one_is_take
         await until(lambda: rig.good)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert rig.good == ["3 end"]
-
-
-class Resolver:
-    """Answers what `says` holds: addresses, or an error to raise; None hangs until `late` has an answer."""
-
-    def __init__(self) -> None:
-        self.says: Collection[str] | OSError | None = ()
-        self.asked = 0
-        self.late: asyncio.Future[Collection[str]] | None = None
-
-    async def __call__(self, host: str) -> Collection[str]:
-        self.asked += 1
-        assert host == "engines.test"
-        if self.says is None:
-            self.late = asyncio.get_running_loop().create_future()
-            return await self.late
-        if isinstance(self.says, OSError):
-            raise self.says
-        return self.says
-
-    async def some_rounds(self) -> None:
-        enough = self.asked + 3
-        await until(lambda: self.asked >= enough)
-
-
-class NameRig:
-    def __init__(self) -> None:
-        self.resolver = Resolver()
-        self.told: list[tuple[str, ...]] = []
-        self.clock = Clock()
-
-    @asynccontextmanager
-    async def watching(self, *, says: Collection[str]) -> AsyncIterator[Resolver]:
-        self.resolver.says = says
-        watch = NameWatch(
-            "engines.test",
-            self.resolver,
-            lambda host, addresses: self.told.append(addresses),
-            asking=Asking(interval_s=QUICK_S, timeout_s=QUICK_S),
-            clock=self.clock,
-            dice=lambda: 0.5,
-        )
-        watch.start()
-        async with asyncio.timeout(5):
-            await watch.asked.wait()
-        yield self.resolver
-        watch.stop()
-
-
-@pytest.fixture
-def name() -> NameRig:
-    return NameRig()
-
-
-async def test_addresses_are_told_sorted_and_only_when_they_change(name: NameRig) -> None:
-    async with name.watching(says=["10.0.0.2", "10.0.0.1", "10.0.0.2"]) as resolver:
-        await resolver.some_rounds()
-        resolver.says = ["10.0.0.1", "10.0.0.2"]
-        await resolver.some_rounds()
-        assert name.told == [("10.0.0.1", "10.0.0.2")]
-        resolver.says = ["10.0.0.3"]
-        await until(lambda: name.told[1:] == [("10.0.0.3",)])
-
-
-@pytest.mark.parametrize("failure", [OSError("resolver away"), None])
-async def test_a_resolver_in_trouble_takes_nothing_away_and_is_logged_twice(
-    name: NameRig, failure: OSError | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    async with name.watching(says=["10.0.0.1"]) as resolver:
-        resolver.says = failure
-        await until(lambda: caplog.records)
-        name.clock.now += 3600
-        await some_looks()
-        resolver.says = ["10.0.0.2"]
-        if resolver.late is not None:
-            resolver.late.set_result(["10.0.0.1"])
-        await until(lambda: name.told == [("10.0.0.1",), ("10.0.0.2",)])
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-
-
-async def test_a_question_that_hangs_is_not_put_again_and_its_late_answer_counts(name: NameRig) -> None:
-    async with name.watching(says=["10.0.0.1"]) as resolver:
-        resolver.says = None
-        await until(lambda: resolver.late)
-        asked = resolver.asked
-        await some_looks()
-        assert resolver.asked == asked
-        assert resolver.late is not None
-        resolver.late.set_result(["10.0.0.9"])
-        await until(lambda: name.told[-1] == ("10.0.0.9",))
-
-
-async def test_a_name_without_addresses_keeps_the_last_ones_for_30_s(
-    name: NameRig, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with name.watching(says=["10.0.0.1"]) as resolver:
-        resolver.says = []
-        await resolver.some_rounds()
-        name.clock.now += 29
-        await resolver.some_rounds()
-        resolver.says = OSError("does not count, and does not begin anew")
-        await resolver.some_rounds()
-        resolver.says = []
-        await resolver.some_rounds()
-        assert name.told == [("10.0.0.1",)]
-        name.clock.now += 1
-        await until(lambda: name.told == [("10.0.0.1",), ()])
-    assert len(caplog.records) == 1
-
-
-async def test_an_address_in_between_begins_the_30_s_anew(name: NameRig) -> None:
-    async with name.watching(says=["10.0.0.1"]) as resolver:
-        for _ in range(3):
-            resolver.says = []
-            await resolver.some_rounds()
-            name.clock.now += 20
-            resolver.says = ["10.0.0.1"]
-            await resolver.some_rounds()
-    assert name.told == [("10.0.0.1",)]
-
-
-async def test_a_stopped_watch_asks_and_tells_no_more(name: NameRig) -> None:
-    async with name.watching(says=["10.0.0.1"]) as resolver:
-        resolver.says = None
-        await until(lambda: resolver.late)
-    await some_looks()
-    assert resolver.late is not None
-    assert resolver.late.cancelled()
-    assert name.told == [("10.0.0.1",)]

@@ -5,10 +5,12 @@ from tests.mutations.model import Mutation
 _DISCOVERY = "lb_core/discovery.py"
 _FETCH = "lb_core/engines/fetch.py"
 _SCRAPER = "lb_core/engines/scraper.py"
+_DNS = "lb_core/dns.py"
 _WATCH = "lb_core/watch.py"
 
 _FOUND = "tests/core/test_discovery.py::"
 _SCRAPED = "tests/core/test_scraper.py::"
+_NAMES = "tests/core/test_dns.py::"
 _WATCHED = "tests/core/test_watch.py::"
 
 MUTATIONS = (
@@ -47,19 +49,19 @@ MUTATIONS = (
     ),
     Mutation(
         "a stopped watch of a name asks on",
-        _WATCH,
+        _DNS,
         "NameWatch.stop",
         "self._task.cancel()",
         "pass",
-        _WATCHED + "test_a_stopped_watch_asks_and_tells_no_more",
+        _NAMES + "test_a_stopped_watch_asks_and_tells_no_more",
     ),
     Mutation(
         "a question is waited for after the end",
-        _WATCH,
+        _DNS,
         "NameWatch._run",
         "self._lookup.cancel()",
         "pass",
-        _WATCHED + "test_a_stopped_watch_asks_and_tells_no_more",
+        _NAMES + "test_a_stopped_watch_asks_and_tells_no_more",
     ),
     Mutation(
         "a stopped watch of a file reads on",

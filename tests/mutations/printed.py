@@ -84,7 +84,7 @@ MUTATIONS = (
     Mutation(
         "the script does not see to the log",
         _LIFECYCLE,
-        "Lifecycle.load",
+        "Lifecycle._load",
         "terminal_log.print_through_full_disks()",
         "pass",
         _LOG + "test_the_addon_sees_to_the_log",
@@ -92,7 +92,7 @@ MUTATIONS = (
     Mutation(
         "the script lets faults of accepting flood the log",
         _LIFECYCLE,
-        "Lifecycle.load",
+        "Lifecycle._load",
         "terminal_log.say_once_that_files_ran_out()",
         "pass",
         _LOG + "test_the_addon_sees_to_the_log",
