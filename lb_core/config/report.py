@@ -32,7 +32,7 @@ class Report:
     def __init__(self, source: str) -> None:
         self.source = source
         self.marks: dict[Path, Mark] = {}
-        self._problems: list[Problem] = []
+        self._problems: dict[Problem, None] = {}  # each once, in order
         self._broken: set[Path] = set()
         self._guessed: set[Path] = set()
         """What stands there may be meant for another key: that it is of another kind is no fault to tell."""
@@ -48,9 +48,7 @@ class Report:
             return
         if broken:
             self._broken.add(path)
-        problem = Problem(path_text(path), message, line or self.line(path))
-        if problem not in self._problems:
-            self._problems.append(problem)
+        self._problems[Problem(path_text(path), message, line or self.line(path))] = None
 
     def line(self, path: Path) -> int | None:
         """The line of the value at `path`, where the document has one."""
@@ -114,16 +112,21 @@ class Report:
                 meant = closest(key, valid)
                 if meant is not None and meant not in found:
                     found[meant] = value
-                    self._place_too(at, (*path, meant))
+                    self._guessed.add((*path, meant))
+                    self._place_too(value, at, (*path, meant))
         return found
 
-    def _place_too(self, source: Path, to: Path) -> None:
+    def _place_too(self, value: Value, source: Path, to: Path) -> None:
         """Let what is at one path be at another as well."""
-        depth = len(source)
-        below = [(path, mark) for path, mark in self.marks.items() if path[:depth] == source]
-        self.marks.update({(*to, *path[depth:]): mark for path, mark in below})
-        self._guessed.add(to)
-        self._broken |= {(*to, *path[depth:]) for path in self._broken if path[:depth] == source}
+        if source in self.marks:
+            self.marks[to] = self.marks[source]
+        if source in self._broken:
+            self._broken.add(to)
+        inside = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for part, inner in inside:
+            self._place_too(inner, (*source, part), (*to, part))
 
     @property
     def clean(self) -> bool:
