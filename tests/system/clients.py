@@ -147,9 +147,21 @@ class Clients:
     def outcomes(self) -> Counter[str]:
         return Counter(each.outcome for each in self.seen)
 
-    def p(self, quantile: float, *, since: float = 0.0, until: float = float("inf")) -> float:
-        """A quantile of the seconds that whole answers took, of requests that began within these times."""
-        took = sorted(each.took_s for each in self.seen if since <= each.began < until)
+    def p(
+        self,
+        quantile: float,
+        *,
+        since: float = 0.0,
+        until: float = float("inf"),
+        attempts: float = float("inf"),
+    ) -> float:
+        """A quantile of the seconds that whole answers took.
+
+        Of requests that began within these times and had so many attempts at most.
+        """
+        took = sorted(
+            each.took_s for each in self.seen if since <= each.began < until and each.attempts <= attempts
+        )
         return took[min(len(took) - 1, int(len(took) * quantile))]
 
 

@@ -69,7 +69,11 @@ FAULTS = {"stopped": stop_it, "killed": kill_it, "resetting": have_it_reset}
 
 
 async def one_of_four(folder: Path, fault: str, *, seconds: float, quantile: float, extra_s: float) -> None:
-    """`extra_s` is the most that answers of the quantile may take longer than before the fault."""
+    """`extra_s` is the most that the fault may add to the quantile of what answers take.
+
+    They are compared with those before it, or if that is longer, with those after it that needed one attempt
+    only: this machine may have become slower meanwhile.
+    """
     with three_and_a_victim(folder) as (balancer, _, victim):
         loop = asyncio.get_running_loop()
         async with Clients(balancer) as clients:
@@ -80,17 +84,19 @@ async def one_of_four(folder: Path, fault: str, *, seconds: float, quantile: flo
         outcomes = clients.outcomes()
         before = clients.p(quantile, since=broke_at - 2, until=broke_at - 0.3)
         after = clients.p(quantile, since=broke_at)
+        untouched = clients.p(quantile, since=broke_at, attempts=1)
+        extra = after - max(before, untouched)
         print(
             f"\n{fault}: {dict(outcomes)}, p50 {clients.p(0.5) * 1e3:.0f} ms, p{quantile * 100:.0f} before"
-            f" {before * 1e3:.0f} ms, after {after * 1e3:.0f} ms: extra {(after - before) * 1e3:.0f} ms of"
-            f" {extra_s * 1e3:.0f}; ejections {ejections(balancer):.0f}"
+            f" {before * 1e3:.0f} ms, after {after * 1e3:.0f} ms, of the untouched {untouched * 1e3:.0f} ms:"
+            f" extra {extra * 1e3:.0f} ms of {extra_s * 1e3:.0f}; ejections {ejections(balancer):.0f}"
         )
         begun = outcomes.pop("cut", 0)
         assert set(outcomes) == {"ok"}, outcomes
         assert begun <= (15 if fault == "killed" else 0)
         assert outcomes["ok"] > 35 * seconds
         assert ejections(balancer) >= 1
-        assert after - before <= extra_s
+        assert extra <= extra_s
         and_nothing_is_left(balancer)
 
 
