@@ -20,8 +20,6 @@ class Question:
     """What the endpoint answered, without its body; goes to the client if there is no other attempt."""
     again: bool = False
     """Answer: the host, port and scheme of the flow's request now name the endpoint to try next."""
-    reply: http.Response | None = None
-    """Answer: what the client gets if there is neither another attempt nor a response; None is the usual."""
     retry_after_s: int | None = None
     """Answer: when the client is told to come back, if it is told that; None is the usual."""
 

@@ -266,7 +266,7 @@ class FailoverStream(ClientStream):
         error = error_of(question.failure)
         if error.retry_after_s is not None and question.retry_after_s is not None:
             error.retry_after_s = question.retry_after_s
-        self.flow.response = question.reply or response_of(error, self.flow.request)
+        self.flow.response = response_of(error, self.flow.request)
         self.flow.error = flow.Error(error.message)
         yield HttpErrorHook(self.flow)
         if (yield from self.check_killed(False)):

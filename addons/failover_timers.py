@@ -140,7 +140,6 @@ class StreamWatch:
         idle_s: float | None,
         progressed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.fired = False
         self._flow = flow
         self._events = events
         self._idle_s = inf if idle_s is None else idle_s
@@ -163,10 +162,8 @@ class StreamWatch:
             if events is not None and events != self._seen:
                 self._progressed()
             self._seen, self._changed = events, now
-        elif now - self._changed >= self._idle_s:
-            self.fired = True
-            if cut(self._flow):
-                return
+        elif now - self._changed >= self._idle_s and cut(self._flow):
+            return
         self._timer = self._loop.call_later(self._pause, self._look)
 
 

@@ -276,8 +276,8 @@ MUTATIONS = (
         "a watch cuts nothing",
         _TIMERS,
         "StreamWatch._look",
-        "if cut(self._flow):",
-        "if True:",
+        " and cut(self._flow)",
+        "",
         _TIMES + "test_a_watch_tells_of_progress_and_ends_a_silent_stream",
     ),
     Mutation(
