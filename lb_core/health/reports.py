@@ -45,6 +45,7 @@ class Reports(ABC):
         """
         now = self._clock()
         known, self._members = self._members, {}
+        changed: list[Endpoint] = []
         for endpoint in endpoints:
             member = known.get(endpoint.name)
             if member is None:
@@ -54,9 +55,10 @@ class Reports(ABC):
             member.weight = endpoint.weight
             self._members[endpoint.name] = member
             if endpoint.draining is not member.configured_draining:
-                member.configured_draining = member.draining = endpoint.draining
-                member.ramp_from = now
-                self._touch(member)
+                member.configured_draining = endpoint.draining
+                changed.append(endpoint)
+        for endpoint in changed:
+            self._set(endpoint.name, "draining", endpoint.draining)
         self.review()
 
     def configure(self, config: HealthConfig) -> None:
