@@ -32,6 +32,11 @@ def expose(stats: Stats, clusters: Clusters) -> None:
             for endpoint in cluster.endpoints:
                 yield [name, endpoint.name], counts.get(endpoint.name, 0)
 
+    def states() -> Iterator[tuple[list[str], float]]:
+        for name, cluster in dict(clusters()).items():
+            for endpoint, state in dict(cluster.health.states()).items():
+                yield [name, endpoint, state], 1
+
     def missing() -> Iterator[tuple[list[str], float]]:
         for name, cluster in dict(clusters()).items():
             for endpoint, signals in dict(cluster.board.missing()).items():
@@ -51,6 +56,12 @@ def expose(stats: Stats, clusters: Clusters) -> None:
                     yield [name, event], getattr(stats, event)
 
     stats.watch("ai_lb_in_flight", "Requests placed and not finished.", ["cluster", "endpoint"], in_flight)
+    stats.watch(
+        "ai_lb_endpoint_state",
+        "1 for the state that an endpoint is in now.",
+        ["cluster", "endpoint", "state"],
+        states,
+    )
     stats.watch(
         "ai_lb_signal_missing",
         "Signals that an engine does not report; page is all.",

@@ -209,8 +209,8 @@ class Health(Reports):
             self.review()
 
     def states(self) -> Mapping[str, State]:
-        """The state of every endpoint, as told last."""
-        return {name: member.shown for name, member in self._members.items()}
+        """The state of every endpoint, as told last. May be asked from another thread."""
+        return {name: member.shown for name, member in tuple(self._members.items())}
 
     def review(self) -> None:
         """Look at everything again."""

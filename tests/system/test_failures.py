@@ -448,6 +448,9 @@ async def test_a_stopped_engine_gets_no_more_requests_for_answers_in_one_piece(t
             ask_both()
             await eventually(lambda: ejections(balancer) == 1, "its silence is noticed", within_s=15)
             waits = balancer.in_flight()
+            assert balancer.metric("ai_lb_endpoint_state", endpoint="a", state="healthy") == 1
+            assert balancer.metric("ai_lb_endpoint_state", endpoint="b", state="ejected") == 1
+            assert balancer.metric("ai_lb_endpoint_state") == 2
             ask_both()
             await until(lambda: sum(task.done() for task in tasks) == 6, "the other serves all that is new")
             assert balancer.in_flight() == waits == 2
