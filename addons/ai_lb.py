@@ -161,6 +161,9 @@ class AiLb(Lifecycle):
         message = flow.error.msg if flow.error else ""
         if message.startswith(_TOO_LARGE) and self._runtime:
             self._runtime.stats.refused(TooLarge.code)
+        exchange = self._exchanges.get(flow.id)
+        if exchange and flow.response and self._runtime and self._runtime.config.expose_decision:
+            exchange.tell_attempts(flow.response.headers)
         left = message.startswith(_CLIENT_ENDINGS)
         self._finish(flow.id, Ending.CLIENT_LEFT if left else Ending.UPSTREAM_FAILED)
 

@@ -57,6 +57,7 @@ class Exchange:
         self._retry_after: str | None = None
         self._failure: Failure | None = None
         self._failed: list[Record] = []
+        self._attempts = 1
         self._idle_s = timeouts.stream_idle_s
         self._watch: StreamWatch | None = None
         self._first_byte: FirstByteTimeout | None = None
@@ -98,6 +99,7 @@ class Exchange:
     def move(self, placement: Placement) -> None:
         """Go on at another endpoint."""
         self.placement = placement
+        self._attempts += 1
         self._failure = None
         self.record["endpoint"] = placement.endpoint.name
         self.record["reason"] = placement.tier.reason
@@ -155,8 +157,12 @@ class Exchange:
             headers[HEADER_PREFIX + "endpoint"] = self.placement.endpoint.name
             headers[HEADER_PREFIX + "policy"] = self.placement.decision.policy
             headers[HEADER_PREFIX + "reason"] = self.placement.tier.reason
-            if self._failed:
-                headers[HEADER_PREFIX + "attempts"] = str(len(self._failed) + 1)
+            self.tell_attempts(headers)
+
+    def tell_attempts(self, headers: http.Headers) -> None:
+        """Say to how many endpoints the request was sent, if to more than one."""
+        if self._attempts > 1:
+            headers[HEADER_PREFIX + "attempts"] = str(self._attempts)
 
     def retry_after_s(self) -> int:
         """When its client may come back, if the endpoint of the last attempt has no room."""

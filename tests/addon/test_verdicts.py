@@ -158,6 +158,27 @@ async def test_each_status_that_the_route_lists_is_tried_elsewhere(tmp_path: Pat
         assert [outcome.status for outcome in its.failed] == [status]
 
 
+@pytest.mark.parametrize(
+    ("scripts", "status", "attempts"),
+    [
+        ([engines.answer], 200, None),
+        ([reset, engines.answer], 200, "2"),
+        ([busy], 503, None),
+        ([busy, busy], 503, "2"),
+        ([reset, reset, engines.answer], 502, "2"),
+        ([None, None, busy], 503, "3"),
+        ([None, None], 503, "2"),
+    ],
+)
+async def test_the_client_is_told_how_many_endpoints_were_asked(
+    tmp_path: Path, scripts: list[Script | None], status: int, attempts: str | None
+) -> None:
+    asked = [script or free_port() for script in scripts]
+    async with rig(tmp_path, *asked, expose_decision=True) as its:
+        answer = await its.ask()
+        assert (answer.status_code, answer.headers.get("x-ai-lb-attempts")) == (status, attempts)
+
+
 async def test_what_is_not_tried_elsewhere_is_not_held(tmp_path: Path) -> None:
     async def unlisted(reader: Reader, writer: Writer) -> None:
         writer.write(b"HTTP/1.1 500 X\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(b"a"))
