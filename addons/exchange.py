@@ -58,6 +58,8 @@ class Exchange:
         self._failure: Failure | None = None
         self._failed: list[Record] = []
         self._attempts = 1
+        self.has_stream = False
+        """The headers of a stream came, and may be held until its first event."""
         self._idle_s = timeouts.stream_idle_s
         self._watch: StreamWatch | None = None
         self._first_byte: FirstByteTimeout | None = None
@@ -72,8 +74,10 @@ class Exchange:
 
     @property
     def events(self) -> int | None:
-        """Events with data of the stream so far; None before there is a stream."""
-        return None if self._meter is None else self._meter.events
+        """Events with data of the stream so far; None before its headers came."""
+        if self._meter is None:
+            return 0 if self.has_stream else None
+        return self._meter.events
 
     def attempt_failed(self, failure: Failure, response: http.Response | None) -> None:
         """Note what became of an attempt before the client saw anything of it."""
@@ -100,6 +104,7 @@ class Exchange:
         """Go on at another endpoint."""
         self.placement = placement
         self._attempts += 1
+        self.has_stream = False
         self._failure = None
         self.record["endpoint"] = placement.endpoint.name
         self.record["reason"] = placement.tier.reason

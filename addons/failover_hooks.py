@@ -6,9 +6,9 @@ they work.
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from dataclasses import replace
 
 from mitmproxy import connection
@@ -23,6 +23,8 @@ from addons.failover_timers import ConnectTimeouts, cut
 from addons.headers import is_event_stream
 from lb_core.balancer import Balancer
 from lb_core.retry import Cause, Verdict
+from lb_core.tasks import spawn
+from lb_core.types import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ class FailoverHooks:
         self._exchanges = exchanges
         self._by_client = by_client
         self._balancer: Balancer | None = None
-        self._watches: defaultdict[str, list[asyncio.TimerHandle]] = defaultdict(list)
-        """Of endpoints that refused and could not be reached since."""
+        self._watched: set[str] = set()
+        """Endpoints that refused, whose streams are looked at soon."""
         self._timeouts = ConnectTimeouts(self._connect_timeout_s)
 
     def use(self, balancer: Balancer | None) -> None:
@@ -55,7 +57,10 @@ class FailoverHooks:
         if exchange is None:
             return None
         if response.status_code == 200:
-            return exchange.retries.hold_s if is_event_stream(response.headers) else None
+            if not is_event_stream(response.headers):
+                return None
+            exchange.has_stream = True
+            return exchange.retries.hold_s
         return DRAIN_S if exchange.retries.holds(response.status_code) else None
 
     async def ai_lb_retry(self, question: failover.Question) -> None:
@@ -68,7 +73,7 @@ class FailoverHooks:
         failure = question.failure
         exchange.attempt_failed(failure, question.response)
         if failure.cause in (Cause.CONNECT, Cause.CONNECT_TIMEOUT):
-            self._watch_silent(exchange.placement.endpoint.name)
+            self._watch_silent(exchange.placement.endpoint)
         question.retry_after_s = exchange.retry_after_s()
         if exchange.retries.judge(failure) is not Verdict.RETRY:
             return
@@ -80,32 +85,30 @@ class FailoverHooks:
             exchange.move(moved)
             question.again = True
 
-    def _watch_silent(self, endpoint: str) -> None:
-        """Look in a while which of its streams went on."""
+    def _watch_silent(self, endpoint: Endpoint) -> None:
+        """Look in a while whether it refuses still, and which of its streams went on."""
         seen = {
             flow_id: exchange.events
             for flow_id, exchange in self._exchanges.items()
-            if exchange.placement.endpoint.name == endpoint and exchange.events is not None
+            if exchange.placement.endpoint.name == endpoint.name and exchange.events is not None
         }
-        if seen:
-            loop = asyncio.get_running_loop()
-            self._watches[endpoint].append(loop.call_later(_SILENT_S, self._close_silent, endpoint, seen))
+        if seen and endpoint.name not in self._watched:
+            self._watched.add(endpoint.name)
+            spawn(self._close_silent(endpoint, seen), name=f"silent streams of {endpoint.name}")
 
-    def _reached(self, endpoint: str) -> None:
-        """It refuses no more, so a stream of it that is silent may go on."""
-        for timer in self._watches.pop(endpoint, ()):
-            timer.cancel()
-
-    def _close_silent(self, endpoint: str, seen: Mapping[str, int | None]) -> None:
-        del self._watches[endpoint][0]  # all wait equally long, so it was the first
-        if not self._watches[endpoint]:
-            del self._watches[endpoint]
+    async def _close_silent(self, endpoint: Endpoint, seen: Mapping[str, int | None]) -> None:
+        try:
+            await asyncio.sleep(_SILENT_S)
+            if await _accepts(endpoint):  # one that restarts its front end, or refused for a moment
+                return
+        finally:
+            self._watched.discard(endpoint.name)
         for flow_id, events in seen.items():
             exchange = self._exchanges.get(flow_id)
-            if exchange is None or exchange.placement.endpoint.name != endpoint:
+            if exchange is None or exchange.placement.endpoint.name != endpoint.name:
                 continue
             if exchange.events == events:
-                logger.debug("ai-lb: a silent stream of %s, which refuses connections, is cut", endpoint)
+                logger.debug("ai-lb: a silent stream of %s, which refuses connections, is cut", endpoint.name)
                 cut(exchange.flow)
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
@@ -135,7 +138,6 @@ class FailoverHooks:
         if self._balancer is not None:
             for exchange in self._at(data):
                 self._balancer.connected(exchange.placement)
-                self._reached(exchange.placement.endpoint.name)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """It does not."""
@@ -149,3 +151,14 @@ class FailoverHooks:
     def client_disconnected(self, client: connection.Client) -> None:
         """Close what mitmproxy forgets."""
         failover_leaks.client_disconnected(client)
+
+
+async def _accepts(endpoint: Endpoint) -> bool:
+    """Whether it can be connected to, within a second."""
+    try:
+        async with asyncio.timeout(1):
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    except (OSError, TimeoutError):
+        return False
+    with closing(writer):
+        return True

@@ -279,35 +279,52 @@ async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
 async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 60.0)
+    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.5)
     went_on = asyncio.Event()
 
     async def script(reader: Reader, writer: Writer) -> None:
-        if len(engine.heads) > 1:
-            writer.write(engines.OK)
-        else:
-            writer.write(SSE_HEAD + chunk())
-            await went_on.wait()
-            writer.write(SSE_END)
+        writer.write(SSE_HEAD + chunk())
+        await went_on.wait()
+        writer.write(SSE_END)
 
     async with ScriptedEngine(script) as engine:
         config = {"clusters": {"c": {"endpoints": [engine.endpoint]}}}
         async with Proxy(tmp_path, config) as proxy, httpx.AsyncClient(timeout=10) as client:
-            watches = proxy.addon.failover._watches
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             await reader.readuntil(b"\n\n")
             engine._server.close()
             assert (await client.get(proxy.url)).status_code == 503
-            (timer,) = watches["scripted"]
+            assert proxy.addon.failover._watched == {"scripted"}
             engine._server = await asyncio.start_server(engine._serve, "127.0.0.1", engine.port)
-            assert (await client.get(proxy.url)).status_code == 200
-            assert timer.cancelled()
-            assert not watches
+            await until(lambda: not proxy.addon.failover._watched, "it was looked at")
+            await until(lambda: engine.open == 1, "only the stream is open there")
             went_on.set()
             async with asyncio.timeout(10):
                 await reader.readuntil(SSE_END)
             writer.close()
+
+
+async def test_a_stream_whose_endpoint_refuses_before_its_first_event_is_served_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.1)
+
+    async def queued(reader: Reader, writer: Writer) -> None:
+        writer.write(SSE_HEAD)
+        await reader.read()
+
+    async with ScriptedEngine(queued) as ends, ScriptedEngine(engines.stream) as other:
+        endpoints = [{**ends.endpoint, "name": "ends"}, {**other.endpoint, "name": "other"}]
+        config = {"clusters": {"c": {"endpoints": endpoints, "balance": "round_robin"}}}
+        async with Proxy(tmp_path, config) as proxy, httpx.AsyncClient(timeout=10) as client:
+            waits = asyncio.create_task(client.post(proxy.url + "/v1/chat/completions", json=BODY))
+            await until(lambda: any(each.events == 0 for each in proxy.addon._exchanges.values()), "it waits")
+            ends._server.close()
+            for _ in range(2):
+                assert (await client.post(proxy.url + "/v1/chat/completions", json=BODY)).status_code == 200
+            answer = await waits
+            assert (answer.status_code, "data: " in answer.text) == (200, True)
 
 
 async def answers_once(reader: Reader, writer: Writer) -> None:
