@@ -35,5 +35,5 @@ def guarded(what: str) -> Iterator[None]:
     """Log an exception that escapes from the body, and go on behind it."""
     try:
         yield
-    except Exception:  # besides this only what decompresses bodies does so in the core
+    except Exception:  # in the event loop, only what decompresses bodies does so besides this
         logger.exception("%s failed; this is a fault of the balancer.", what)

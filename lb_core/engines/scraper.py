@@ -1,7 +1,7 @@
 """Visits every endpoint's page in turn, on threads of its own, and hands what it read to the event loop.
 
 One thread keeps the time: it starts visits when they are due and ends those that take too long. The visits
-run on a bounded pool. An endpoint whose last visit failed is visited by a few threads set apart, so that
+run on a bounded crew. An endpoint whose last visit failed is visited by a few threads set apart, so that
 however many hang, those that answer are visited on time.
 """
 
@@ -14,9 +14,10 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
+from lb_core.engines.crew import Crew, Shortage
 from lb_core.engines.dialects import DIALECTS
 from lb_core.engines.fetch import Fetcher, PageError, check_request
 from lb_core.engines.model import Scrape
@@ -34,6 +35,7 @@ _LONGEST_PAUSE_S = 30.0
 at most after so long: an engine that starts again is noticed soon, an API without a page is left in peace."""
 _TICK_S = 0.05
 """How late a visit that takes too long may be ended."""
+_AGAIN_S = 1.0
 _CLOSE_S = 1.0
 _JOIN_S = 1.5
 
@@ -82,6 +84,7 @@ class Scraper:
         self._changed = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._short = Shortage("pages are not visited")
 
     def set_targets(self, targets: Iterable[Target]) -> None:
         """Visit these from now on. Those that are as they were keep their connection and their rates."""
@@ -92,16 +95,27 @@ class Scraper:
         """Begin, soon and not all at once. A second call does nothing."""
         if self._thread is None:
             self._stopping = False
-            self._thread = threading.Thread(target=self._run, args=(loop,), name="scraper", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, args=(loop,), name="scraper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._short.begins()
+                loop.call_later(_AGAIN_S, self._start_again, loop)
+                return
+            self._short.ends()
+            self._thread = thread
 
     def stop(self) -> None:
         """End all visits and the threads; returns within 1.5 s. Nothing is delivered afterwards."""
+        self._stopping = True
+        self._changed.set()
         if self._thread is not None:
-            self._stopping = True
-            self._changed.set()
             self._thread.join(_JOIN_S)
             self._thread = None
+
+    def _start_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._stopping:
+            self.start(loop)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         rounds = _Rounds(self._clock, lambda scrape: self._hand_over(loop, scrape))
@@ -150,7 +164,7 @@ class _Visitor:
         )
 
     def visit(self) -> Scrape | None:
-        """Runs on a thread of the pool. None when it is not wanted any more."""
+        """Runs on a thread of a crew. None when it is not wanted any more."""
         if self.retired:
             self._fetcher.close()
             return None
@@ -200,8 +214,9 @@ class _Rounds:
         self._leaving: list[_Visitor] = []
         self._due: list[tuple[float, int, _Visitor]] = []
         self._numbers = itertools.count()
-        self._pool = ThreadPoolExecutor(_WORKERS, "scraper")
-        self._pool_for_failed = ThreadPoolExecutor(_WORKERS_FOR_FAILED, "scraper-failed")
+        self._crew = Crew(_WORKERS, "scraper")
+        self._crew_for_failed = Crew(_WORKERS_FOR_FAILED, "scraper-failed")
+        self._short = Shortage("some pages are not visited")
 
     def replace(self, targets: Iterable[Target]) -> None:
         """Visit these from now on."""
@@ -237,9 +252,9 @@ class _Rounds:
 
     def close(self) -> None:
         """End everything, as far as it can be ended within a second."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool_for_failed.shutdown(wait=False, cancel_futures=True)
-        self.replace(())
+        self.replace(())  # visits that wait for a thread end as soon as they begin
+        self._crew.close()
+        self._crew_for_failed.close()
         until = self._clock() + _CLOSE_S
         while self._hurry() and self._clock() < until:
             time.sleep(_CLOSE_S / 100)
@@ -262,16 +277,23 @@ class _Rounds:
 
     def _begin(self, visitor: _Visitor) -> None:
         visitor.busy = True
-        pool = self._pool_for_failed if visitor.failed else self._pool
-        pool.submit(visitor.visit).add_done_callback(lambda visit: self._finished(visitor, visit))
+        crew = self._crew_for_failed if visitor.failed else self._crew
+        try:
+            crew.submit(partial(self._visit, visitor))
+        except RuntimeError:  # tried again when its turn comes
+            visitor.busy = False
+            self._short.begins()
+        else:
+            self._short.ends()
 
-    def _finished(self, visitor: _Visitor, visit: Future[Scrape | None]) -> None:
-        """Runs on a thread of the pool."""
-        visitor.busy = False
-        if visit.cancelled():
-            return
-        if (error := visit.exception()) is not None:
+    def _visit(self, visitor: _Visitor) -> None:
+        """Runs on a thread of a crew."""
+        scrape = None
+        try:
+            scrape = visitor.visit()
+        except Exception:  # as `tasks.guarded`, which is out of reach here
             visitor.failed = True
-            logger.error("The scraper failed; this is a fault of the balancer.", exc_info=error)
-        elif (scrape := visit.result()) is not None and not visitor.retired:
+            logger.exception("The scraper failed; this is a fault of the balancer.")
+        visitor.busy = False
+        if scrape is not None and not visitor.retired:
             self._done(scrape)

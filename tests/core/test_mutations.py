@@ -44,8 +44,8 @@ NO_MUTATION = {
     (
         "lb_core/engines/scraper.py",
         "_Rounds.close",
-        "self._pool_for_failed.shutdown(wait=False, cancel_futures=True)",
-    ): "the threads of a pool end when it is forgotten, and visits that wait find that they are retired",
+        "self._crew_for_failed.close()",
+    ): "as that of the other crew, which is shown",
     ("lb_core/prefix/redis.py", "_settle", "future.cancel()"): (
         "it keeps asyncio from logging an error that was told already"
     ),
