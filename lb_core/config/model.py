@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lb_core.engines.model import STALE_AFTER_S
 from lb_core.health.config import HealthConfig
 from lb_core.policies import ClusterPolicy, Policy
 from lb_core.retry import RetryConfig
@@ -34,7 +35,7 @@ class MetricsConfig:
     scrape_interval_s: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
     dialect: str | None = None
     """A key of `lb_core.engines.dialects.DIALECTS`; None chooses by what the page has."""
-    stale_after_s: Annotated[float, Field(ge=0.1, le=86_400)] = 5.0
+    stale_after_s: Annotated[float, Field(ge=0.1, le=86_400)] = STALE_AFTER_S
     """What is older counts as unknown; in a configuration never less than two intervals."""
 
 

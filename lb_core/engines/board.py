@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-from lb_core.engines.model import LATE, EngineMetrics, Observation, Scrape
+from lb_core.engines.model import LATE, STALE_AFTER_S, EngineMetrics, Observation, Scrape
 from lb_core.engines.watch import Change, Watch
 
 logger = logging.getLogger(__name__)
-
-STALE_AFTER_S = 5.0
 
 PAGE = "page"
 """Stands for all signals in `missing`: there is no page."""

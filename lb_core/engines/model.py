@@ -6,6 +6,9 @@ Times are readings of the balancer's clock, in seconds.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+STALE_AFTER_S = 5.0
+"""The age from which a page is not to be used, where nothing else is configured."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
@@ -81,5 +84,5 @@ class Observation:
     """Since the page was asked for."""
     placed_since: int = 0
     """Own requests placed after that and still in flight: the page cannot count them."""
-    stale_after_s: float = 5.0
+    stale_after_s: float = STALE_AFTER_S
     """The age from which it is not to be used."""

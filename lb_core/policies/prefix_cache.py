@@ -8,6 +8,9 @@ from pydantic import Field
 from lb_core.policies.headers import HeaderRead
 from lb_core.types import Choice, Decision, Request, Snapshot, Tier
 
+TTL_S = 1800
+MAX_ENTRIES = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixCache:
@@ -31,9 +34,9 @@ class PrefixCache:
     lb_type: ClassVar[str] = "endpoint"
     signals: ClassVar[frozenset[str]] = frozenset()
 
-    redis_key_ttl_s: Annotated[int, Field(gt=0)] = 1800
+    redis_key_ttl_s: Annotated[int, Field(gt=0)] = TTL_S
     max_imbalance: Annotated[int, Field(ge=0)] | None = None
-    max_prefix_entries: Annotated[int, Field(gt=0)] = 100_000
+    max_prefix_entries: Annotated[int, Field(gt=0)] = MAX_ENTRIES
     tenant_header: HeaderRead = "authorization"
     secret: str | None = field(default=None, repr=False)
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lb_core.policies.prefix_cache import MAX_ENTRIES, TTL_S
 from lb_core.prefix.base import kept, matches
 from lb_core.types import PrefixMatch
 
@@ -28,7 +29,11 @@ class MemoryPrefixIndex:
     """See `PrefixIndex`. Holds at most `max_entries` keys; the least recently used go first."""
 
     def __init__(
-        self, *, ttl_s: float = 1800, max_entries: int = 100_000, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        ttl_s: float = TTL_S,
+        max_entries: int = MAX_ENTRIES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl_s = ttl_s
         self._max_entries = max_entries

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
+from lb_core.policies.prefix_cache import TTL_S
 from lb_core.prefix.base import kept, matches
 from lb_core.stores.ledger import key
 from lb_core.stores.scripts import FORGET, Script
@@ -57,7 +58,7 @@ class Calls(Protocol):
 class RedisPrefixIndex:
     """See `PrefixIndex`. Belongs to the event loop that first uses it."""
 
-    def __init__(self, server: Calls, cluster: str, *, ttl_s: int = 1800) -> None:
+    def __init__(self, server: Calls, cluster: str, *, ttl_s: int = TTL_S) -> None:
         self._server = server
         self._cluster = cluster
         self._ttl_s = ttl_s
