@@ -5,19 +5,18 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
-from typing import Self, cast
+from typing import Self
 
 from prometheus_client import make_wsgi_app, start_http_server
 
 from lb_core.assembly import Assembly
 from lb_core.balancer import Balancer
 from lb_core.cluster import Cluster
-from lb_core.config import Config, PolicyConfig, RouteConfig, policy_named
+from lb_core.config import Config, RouteConfig, default_policy, endpoint_policy
 from lb_core.discovery import Discovery
 from lb_core.engines.shares import RecentChoices
-from lb_core.errors import ConfigError, Problem
 from lb_core.gauges import expose, present, with_ready
-from lb_core.policies import POLICIES, ClusterPolicy, Policy
+from lb_core.policies import ClusterPolicy
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.retry import RetryBudget
 from lb_core.routes import Match, Route, ServiceGroup
@@ -29,9 +28,6 @@ from lb_core.types import Endpoint
 from lb_core.visits import Visits
 
 logger = logging.getLogger(__name__)
-
-POLICY_OFF = "off"
-"""The name that stands for each cluster's own strategy."""
 
 _TICK_S = 1.0
 _METRICS_TRIES = 20
@@ -103,7 +99,7 @@ class Runtime:
         self._aim()
 
     def _take(self, config: Config) -> None:
-        default = _default_policy(self._policy_name, config)
+        default = default_policy(self._policy_name, config)
         clusters = {
             name: self._assembly.cluster(cluster, config, self.clusters.get(name))
             for name, cluster in config.clusters.items()
@@ -223,7 +219,7 @@ class Runtime:
         "" is the configured one, "off" each cluster's own strategy. Raises ConfigError for a name that
         cannot be used, and changes nothing then.
         """
-        default = _default_policy(name, self.config)
+        default = default_policy(name, self.config)
         self._policy_name = name
         self.balancer.default_policy = default
         if self._ticker is not None:
@@ -240,7 +236,7 @@ class Runtime:
         cluster = self.clusters[route.cluster or ""]
         before = (old for old in self.balancer.routes if old.name == route.name and old.target is cluster)
         recent = next((old.recent for old in before), None) or RecentChoices()
-        return Route(route.name, match, cluster, _endpoint_policy(route.policy), recent)
+        return Route(route.name, match, cluster, endpoint_policy(route.policy), recent)
 
     def _board(self, policy: ClusterMetrics) -> ServiceBoard:
         """What is known of the services of a policy; routes that share the policy share that."""
@@ -276,26 +272,3 @@ class Runtime:
                 self._retired.remove(cluster)
                 await cluster.close()
                 await self._assembly.close_unused_links((*self.clusters.values(), *self._retired))
-
-
-def _endpoint_policy(config: PolicyConfig | None) -> Policy | None:
-    """The policy, None if it chooses among clusters."""
-    if config is None or config.name not in POLICIES:
-        return None
-    return cast(Policy, config.policy)
-
-
-def _default_policy(name: str, config: Config) -> Policy | None:
-    """The policy of the routes that have none of their own, by the name that `use_policy` takes."""
-    chosen = config.default_policy
-    if name == POLICY_OFF:
-        chosen = None
-    elif name:
-        chosen = policy_named(name, config)
-    if name and any(route.cluster is None and route.policy is None for route in config.routes):
-        raise ConfigError(
-            "ai_lb_policy", (Problem("", "the default policy chooses clusters; leave this option empty"),)
-        )
-    if name and chosen is not None and _endpoint_policy(chosen) is None:
-        raise ConfigError("ai_lb_policy", (Problem("", f"{name} chooses clusters, not endpoints"),))
-    return _endpoint_policy(chosen)

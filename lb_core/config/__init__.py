@@ -25,7 +25,7 @@ from lb_core.config.model import (
     RouteConfig,
     Timeouts,
 )
-from lb_core.config.policy import policy_named
+from lb_core.config.policy import default_policy, endpoint_policy, policy_named
 from lb_core.config.report import Report
 from lb_core.config.source import parse, parse_value, read_text
 from lb_core.health.config import ChecksConfig, HealthConfig
@@ -83,6 +83,8 @@ __all__ = [
     "RetryConfig",
     "RouteConfig",
     "Timeouts",
+    "default_policy",
+    "endpoint_policy",
     "load",
     "load_endpoints",
     "loads",

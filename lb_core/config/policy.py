@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from lb_core.config import higress
 from lb_core.config.model import Config, PolicyConfig
 from lb_core.config.report import Path, Report, Value, clipped, nearest
 from lb_core.config.shape import build, field_names
 from lb_core.errors import ConfigError, Problem
-from lb_core.policies import CLUSTER_POLICIES, POLICIES
+from lb_core.policies import CLUSTER_POLICIES, POLICIES, Policy
 
 _POLICIES: Mapping[str, type[Any]] = {**POLICIES, **CLUSTER_POLICIES}
 _CHOICE = f"; valid policies: {', '.join(sorted(_POLICIES))}"
 KEYS = ("lb_type", "lb_policy", "lb_config")
 _TYPES = ("endpoint", "cluster")
+POLICY_OFF = "off"
+"""The name that stands for each cluster's own strategy."""
 
 
 def read_policy(
@@ -149,3 +151,29 @@ def _check_type(
         report.add(at, f"{report.shown(at)} is not {valid}")
     elif chosen is not None and given != chosen.lb_type:
         report.add(at, f"{name} needs lb_type '{chosen.lb_type}', got {report.shown(at)}")
+
+
+def endpoint_policy(config: PolicyConfig | None) -> Policy | None:
+    """The policy, None if it chooses among clusters."""
+    if config is None or config.name not in POLICIES:
+        return None
+    return cast(Policy, config.policy)
+
+
+def default_policy(name: str, config: Config) -> Policy | None:
+    """The policy of the routes that have none of their own, by the name that `Runtime.use_policy` takes.
+
+    Raises ConfigError for a name that cannot be used.
+    """
+    chosen = config.default_policy
+    if name == POLICY_OFF:
+        chosen = None
+    elif name:
+        chosen = policy_named(name, config)
+    if name and any(route.cluster is None and route.policy is None for route in config.routes):
+        raise ConfigError(
+            "ai_lb_policy", (Problem("", "the default policy chooses clusters; leave this option empty"),)
+        )
+    if name and chosen is not None and endpoint_policy(chosen) is None:
+        raise ConfigError("ai_lb_policy", (Problem("", f"{name} chooses clusters, not endpoints"),))
+    return endpoint_policy(chosen)
