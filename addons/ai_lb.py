@@ -16,7 +16,7 @@ from mitmproxy.proxy import mode_specs
 
 from addons.client_connection import response_of
 from addons.exchange import METADATA, Exchange, asked_host
-from addons.failover_hooks import FailoverHooks
+from addons.failover.hooks import FailoverHooks
 from addons.headers import check_head, drop_own_headers
 from addons.lifecycle import Lifecycle
 from lb_core import record

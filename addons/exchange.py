@@ -6,7 +6,7 @@ from dataclasses import replace
 from mitmproxy import http
 
 from addons.client_stream import BUFFERED
-from addons.failover_timers import FirstByteTimeout, StreamWatch
+from addons.failover.timers import FirstByteTimeout, StreamWatch
 from addons.headers import HEADER_PREFIX, drop_hop_by_hop, drop_own_headers, is_compressed, is_event_stream
 from lb_core import record
 from lb_core.balancer import Balancer

@@ -14,9 +14,10 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tools.dump import DumpMaster
 
-from addons import failover, failover_leaks
-from addons.failover_held import DRAIN_S
-from addons.failover_timers import ConnectTimeouts
+from addons import failover
+from addons.failover import leaks
+from addons.failover.held import DRAIN_S
+from addons.failover.timers import ConnectTimeouts
 from addons.headers import is_event_stream
 from lb_core.retry import RetryConfig
 from tests.addon.engine import ScriptedEngine
@@ -103,10 +104,10 @@ class Asked:
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         self.connected -= 1
         self.timeouts.server_disconnected(data)
-        failover_leaks.server_disconnected(data)
+        leaks.server_disconnected(data)
 
     def client_disconnected(self, client: connection.Client) -> None:
-        failover_leaks.client_disconnected(client)
+        leaks.client_disconnected(client)
 
     def endings(self) -> list[str]:
         """How each flow ended; one that ended not once fails the test."""

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from h2.connection import H2Connection
 
-from addons.failover_timers import FirstByteTimeout, StreamWatch
+from addons.failover.timers import FirstByteTimeout, StreamWatch
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_EVENT, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import CHAT, Asked, BlackHole, Proxied, rst, status
@@ -202,7 +202,7 @@ async def test_a_black_hole_costs_the_connect_time_out(tmp_path: Path) -> None:
 async def test_a_tls_handshake_that_hangs_goes_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_timers.TLS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("addons.failover.timers.TLS_TIMEOUT_S", 0.2)
     listener = await asyncio.start_server(engines.hang, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     async with Proxied(tmp_path, port, free_port(), port) as its:
@@ -326,7 +326,7 @@ async def test_a_stream_that_ends_before_its_first_event_is_not_stale(tmp_path: 
 async def test_a_connection_that_had_the_request_for_long_is_not_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_stream._STALE_S", 0.2)
+    monkeypatch.setattr("addons.failover.stream._STALE_S", 0.2)
 
     async def once(reader: Reader, writer: Writer) -> None:
         writer.write(engines.OK)

@@ -12,7 +12,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test.tflow import tclient_conn
 
 from addons.exchange import Exchange
-from addons.failover_hooks import FailoverHooks
+from addons.failover.hooks import FailoverHooks
 from tests.addon.failover_rig import BlackHole
 from tests.addon.proxy import Proxy
 from tests.waiting import until

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from addons.failover_stream import FailoverStream
+from addons.failover.stream import FailoverStream
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_EVENT, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import Proxied, rst, status

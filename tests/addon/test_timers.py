@@ -10,8 +10,8 @@ from mitmproxy import ctx
 from mitmproxy.connection import Client, Server
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from addons import failover_leaks
-from addons.failover_timers import CONNECT_TIMEOUT, ConnectTimeouts, FirstByteTimeout, StreamWatch
+from addons.failover import leaks
+from addons.failover.timers import CONNECT_TIMEOUT, ConnectTimeouts, FirstByteTimeout, StreamWatch
 
 
 class Writer:
@@ -69,7 +69,7 @@ async def test_no_timer_is_left_of_a_connection(handler: Any, how: str) -> None:
 async def test_a_timer_that_has_fired_is_forgotten(
     handler: Any, tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_timers.TLS_TIMEOUT_S", 0)
+    monkeypatch.setattr("addons.failover.timers.TLS_TIMEOUT_S", 0)
     timeouts = ConnectTimeouts(lambda data: 0)
     data = connection(tls=tls)
     (timeouts.server_connected if tls else timeouts.server_connect)(data)
@@ -116,14 +116,14 @@ async def test_a_stopped_time_out_does_nothing() -> None:
 async def test_a_socket_that_was_connected_as_its_client_left_is_closed(
     handler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failover_leaks, "_LATER_S", 0)
+    monkeypatch.setattr(leaks, "_LATER_S", 0)
     left, at_work = Writer(), Writer()
     handler.transports = {
         "left": SimpleNamespace(writer=left, handler=Task()),
         "at work": SimpleNamespace(writer=at_work, handler=Task(done=False)),
         "not connected": SimpleNamespace(writer=None, handler=None),
     }
-    failover_leaks.client_disconnected(connection().client)
+    leaks.client_disconnected(connection().client)
     await asyncio.sleep(0.01)
     assert left.closed
     assert not at_work.closed
@@ -136,8 +136,8 @@ async def test_a_watch_tells_of_progress_and_ends_a_silent_stream(monkeypatch: p
         cuts.append(flow)
         return len(cuts) == 2
 
-    monkeypatch.setattr("addons.failover_timers.cut", cut)
-    monkeypatch.setattr("addons.failover_timers._is_held_up", lambda flow: False)
+    monkeypatch.setattr("addons.failover.timers.cut", cut)
+    monkeypatch.setattr("addons.failover.timers._is_held_up", lambda flow: False)
     counts: list[int | None] = [None, 1, 2]
     told: list[str] = []
     StreamWatch(
@@ -171,8 +171,8 @@ async def test_a_first_byte_time_out_waits_until_there_is_something_to_cut(
         cuts.append(flow)
         return len(cuts) == 3
 
-    monkeypatch.setattr("addons.failover_timers.cut", cut)
-    monkeypatch.setattr("addons.failover_timers._AGAIN_S", 0.001)
+    monkeypatch.setattr("addons.failover.timers.cut", cut)
+    monkeypatch.setattr("addons.failover.timers._AGAIN_S", 0.001)
     flow: Any = SimpleNamespace(live=True)
     first = FirstByteTimeout(flow, 0)
     await asyncio.sleep(0.05)

@@ -259,7 +259,7 @@ async def test_an_event_that_only_the_end_completes_is_read(tmp_path: Path) -> N
 async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.1)
+    monkeypatch.setattr("addons.failover.hooks._SILENT_S", 0.1)
     async with ScriptedEngine(engines.hang_mid_stream) as engine:
         config = {"clusters": {"c": {"endpoints": [engine.endpoint]}}}
         async with Proxy(tmp_path, config) as proxy:
@@ -279,7 +279,7 @@ async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
 async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.5)
+    monkeypatch.setattr("addons.failover.hooks._SILENT_S", 0.5)
     went_on = asyncio.Event()
 
     async def script(reader: Reader, writer: Writer) -> None:
@@ -308,7 +308,7 @@ async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_c
 async def test_a_stream_whose_endpoint_refuses_before_its_first_event_is_served_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("addons.failover_hooks._SILENT_S", 0.1)
+    monkeypatch.setattr("addons.failover.hooks._SILENT_S", 0.1)
 
     async def queued(reader: Reader, writer: Writer) -> None:
         writer.write(SSE_HEAD)

@@ -34,7 +34,7 @@ GIVING_BACK = {
 
 NO_MUTATION = {
     (
-        "addons/failover_stream.py",
+        "addons/failover/stream.py",
         "FailoverStream.handle_protocol_error",
         "self._parent.abandon(self.context.server)",
     ): "mitmproxy closes the connection itself, and passes nothing on to a flow that has ended",
@@ -92,6 +92,7 @@ def spans(file: str) -> tuple[tuple[int, int], ...]:
 def product() -> list[str]:
     """All modules but the simulated engines."""
     paths = [*(ROOT / "lb_core").rglob("*.py"), *(ROOT / "addons").glob("*.py")]
+    paths += (ROOT / "addons" / "failover").glob("*.py")
     return sorted(str(path.relative_to(ROOT)) for path in paths if not path.name.startswith("sim_"))
 
 

@@ -3,10 +3,10 @@
 from tests.mutations.model import Mutation
 
 _EXCHANGE = "addons/exchange.py"
-_HELD = "addons/failover_held.py"
-_HOOKS = "addons/failover_hooks.py"
-_STREAM = "addons/failover_stream.py"
-_TIMERS = "addons/failover_timers.py"
+_HELD = "addons/failover/held.py"
+_HOOKS = "addons/failover/hooks.py"
+_STREAM = "addons/failover/stream.py"
+_TIMERS = "addons/failover/timers.py"
 
 _CUT = (
     "tests/addon/test_error_events.py::"

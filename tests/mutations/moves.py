@@ -234,7 +234,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the only endpoint is not asked again for what a stale connection lost",
-        "addons/failover_hooks.py",
+        "addons/failover/hooks.py",
         "FailoverHooks.ai_lb_retry",
         "failure.cause is Cause.STALE",
         "False",

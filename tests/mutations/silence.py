@@ -6,7 +6,7 @@ _ATTEMPT = "lb_core/health/attempt.py"
 _BALANCER = "lb_core/balancer.py"
 _EXCHANGE = "addons/exchange.py"
 _SILENCE = "lb_core/health/silence.py"
-_TIMERS = "addons/failover_timers.py"
+_TIMERS = "addons/failover/timers.py"
 
 _PROGRESS = "tests/addon/test_progress.py::"
 _SILENCE_TESTS = "tests/core/test_health_silence.py::"

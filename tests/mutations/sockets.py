@@ -2,10 +2,10 @@
 
 from tests.mutations.model import Mutation
 
-_FAILOVER = "addons/failover_stream.py"
-_LEAKS = "addons/failover_leaks.py"
-_PARENT = "addons/failover_connections.py"
-_TIMERS = "addons/failover_timers.py"
+_FAILOVER = "addons/failover/stream.py"
+_LEAKS = "addons/failover/leaks.py"
+_PARENT = "addons/failover/connections.py"
+_TIMERS = "addons/failover/timers.py"
 
 _FAIL = "tests/addon/test_failover.py::"
 _TIMES = "tests/addon/test_timers.py::"

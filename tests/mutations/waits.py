@@ -4,11 +4,11 @@ from tests.mutations.model import Mutation
 
 _BALANCER = "lb_core/balancer.py"
 _EXCHANGE = "addons/exchange.py"
-_HOOKS = "addons/failover_hooks.py"
+_HOOKS = "addons/failover/hooks.py"
 _MONITOR = "lb_core/health/monitor.py"
 _PATIENCE = "lb_core/stores/patience.py"
 _RECENT = "lb_core/recent.py"
-_STREAM = "addons/failover_stream.py"
+_STREAM = "addons/failover/stream.py"
 _TASKS = "lb_core/tasks.py"
 
 _PATIENCE_TESTS = "tests/redis/test_patience.py::"

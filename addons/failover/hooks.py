@@ -16,10 +16,11 @@ from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from addons import failover, failover_leaks
+from addons import failover
 from addons.exchange import Exchange
-from addons.failover_held import DRAIN_S
-from addons.failover_timers import ConnectTimeouts, cut
+from addons.failover import leaks
+from addons.failover.held import DRAIN_S
+from addons.failover.timers import ConnectTimeouts, cut
 from addons.headers import is_event_stream
 from lb_core.balancer import Balancer
 from lb_core.retry import Cause, Verdict
@@ -146,11 +147,11 @@ class FailoverHooks:
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         """It is over."""
         self._timeouts.server_disconnected(data)
-        failover_leaks.server_disconnected(data)
+        leaks.server_disconnected(data)
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Close what mitmproxy forgets."""
-        failover_leaks.client_disconnected(client)
+        leaks.client_disconnected(client)
 
 
 async def _accepts(endpoint: Endpoint) -> bool:

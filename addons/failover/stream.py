@@ -28,10 +28,10 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 
 from addons.client_connection import response_of
 from addons.client_stream import ClientStream
-from addons.failover_connections import EndpointConnections
-from addons.failover_held import DRAIN_S, BodyEvent, Held, Next, is_valid
-from addons.failover_question import Question, RetryHook
-from addons.failover_timers import CONNECT_TIMEOUT
+from addons.failover.connections import EndpointConnections
+from addons.failover.held import DRAIN_S, BodyEvent, Held, Next, is_valid
+from addons.failover.question import Question, RetryHook
+from addons.failover.timers import CONNECT_TIMEOUT
 from lb_core.error_words import NOT_TAKEN, status_of
 from lb_core.retry import Cause, Failure, error_of
 
