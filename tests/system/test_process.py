@@ -226,7 +226,7 @@ async def edited(folder: Path, redis: RedisServer, text: str) -> tuple[Counter[s
             await asyncio.sleep(1)
         statuses = Counter(each.status for each in clients.seen)
         print(f"\nedited: {statuses}")
-        assert set(statuses) <= {200, 500, 502}
+        assert set(statuses) <= {200, 500, 502, 503}  # 503: it came while the old script ended
         assert statuses[200] == sum(engine["finished"] for engine in engines.truth().values())
         await streams.leave()
         await eventually(lambda: counted(redis) == {}, within_s=3, what="nothing is counted")
