@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-PROBE_TTL_S = 120.0
-"""How long a claim holds when its owner dies. As long as an honest first token may take."""
+PROBE_TTL_S = 15.0
+"""How long a claim holds when its owner dies; else it is renewed each second, however long a probe takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Fleet(Protocol):
         """
         ...
 
+    def renew(self, endpoint: str, ttl_s: float) -> None:
+        """Hold one's own claim for so long from now; nothing happens without one. Never blocks."""
+        ...
+
     def release(self, endpoint: str) -> None:
         """Give one's own claim back; nothing happens without one. Never blocks."""
         ...
@@ -55,6 +59,9 @@ class Alone:
     async def claim(self, endpoint: str, ttl_s: float) -> bool:
         """See `Fleet`."""
         return True
+
+    def renew(self, endpoint: str, ttl_s: float) -> None:
+        """See `Fleet`."""
 
     def release(self, endpoint: str) -> None:
         """See `Fleet`."""

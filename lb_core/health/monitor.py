@@ -201,10 +201,11 @@ class Health(Reports):
     def tick(self) -> None:
         """Notice what changed by time; once a second, so that it is told also while there are no requests."""
         now, silent_s = self._clock(), self.config.silent_s
-        if silent_s is not None:
-            for member in self._members.values():
-                if member.silence.lasts(now, silent_s):
-                    self._eject(member, member.outlier.silent(now), now)
+        for member in self._members.values():
+            if silent_s is not None and member.silence.lasts(now, silent_s):
+                self._eject(member, member.outlier.silent(now), now)
+            if member.probe is not None:
+                self.fleet.renew(member.name, PROBE_TTL_S)
         if now >= self._due:
             self.review()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lb_core.health import News
 from lb_core.stores.ledger import key
 from lb_core.stores.link import Link
-from lb_core.stores.scripts import NEWS, TELL, UNCLAIM, Script
+from lb_core.stores.scripts import NEWS, RECLAIM, TELL, UNCLAIM, Script
 from lb_core.stores.wire import Argument, Refused, Reply, ServerAway
 from lb_core.tasks import spawn
 
@@ -38,6 +38,10 @@ class RedisFleet:
             self.release(endpoint)  # the claim may have been taken; written after it, carried out after it
             raise
         return reply is not None
+
+    def renew(self, endpoint: str, ttl_s: float) -> None:
+        """See `Fleet`."""
+        self._say(RECLAIM, self._claim(endpoint), self._owner, int(ttl_s * 1000))
 
     def release(self, endpoint: str) -> None:
         """See `Fleet`. Where the server does not hear of it, the claim runs out."""

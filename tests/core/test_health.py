@@ -852,10 +852,14 @@ class Gate:
     def __init__(self) -> None:
         self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.released: list[str] = []
+        self.renewed: list[str] = []
         self.told: list[tuple[str, float, str]] = []
 
     async def claim(self, endpoint: str, ttl_s: float) -> bool:
         return await self.answer
+
+    def renew(self, endpoint: str, ttl_s: float) -> None:
+        self.renewed.append(endpoint)
 
     def release(self, endpoint: str) -> None:
         self.released.append(endpoint)
@@ -890,6 +894,20 @@ async def test_a_probe_waits_for_the_claim_and_gives_it_back() -> None:
     attempt.content()
     attempt.ended(SUCCESS)
     assert gate.released == ["e0"]
+
+
+async def test_a_claim_is_renewed_as_long_as_its_probe_takes() -> None:
+    gate = Gate()
+    gate.answer.set_result(True)
+    rig = half_open(gate)
+    attempt = await rig.health.admit("e0", rig.eligible())
+    assert attempt is not None
+    for _ in range(300):
+        rig.wait(1)
+    assert gate.renewed == ["e0"] * 300
+    attempt.ended(SUCCESS)
+    rig.wait(1)
+    assert len(gate.renewed) == 300
 
 
 async def test_where_another_balancer_probes_the_request_goes_elsewhere() -> None:

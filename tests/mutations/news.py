@@ -14,6 +14,14 @@ _HEALTH = "tests/core/test_health.py::"
 _PARTS = "tests/core/test_runtime_parts.py::"
 
 MUTATIONS = (
+    Mutation(
+        "a probe that takes long loses its claim",
+        "lb_core/health/monitor.py",
+        "Health.tick",
+        "self.fleet.renew(member.name, PROBE_TTL_S)",
+        "pass",
+        "tests/core/test_health.py::test_a_claim_is_renewed_as_long_as_its_probe_takes",
+    ),
     # What is told.
     Mutation(
         "an ejection is not told",

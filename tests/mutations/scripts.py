@@ -264,6 +264,23 @@ MUTATIONS = (
         "",
         _TELLING + "test_sums_are_not_corrected_while_owners_come_and_go",
     ),
+    # reclaim.lua
+    Mutation(
+        "anybody may renew a claim",
+        _LUA + "reclaim.lua",
+        "",
+        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end",
+        "",
+        _NEWS + "test_only_its_owner_renews_a_claim_and_none_that_ran_out",
+    ),
+    Mutation(
+        "a claim is never renewed",
+        _LUA + "reclaim.lua",
+        "",
+        "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])",
+        "",
+        _NEWS + "test_only_its_owner_renews_a_claim_and_none_that_ran_out",
+    ),
     # unclaim.lua
     Mutation(
         "anybody may give a claim back",

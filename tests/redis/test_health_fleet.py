@@ -42,6 +42,21 @@ async def test_a_claim_runs_out_when_its_owner_dies(links: Links, server: RedisS
     assert await other.claim("e0", 60)
 
 
+async def test_only_its_owner_renews_a_claim_and_none_that_ran_out(links: Links, server: RedisServer) -> None:
+    one, other = await gates(links, server, 2)
+    place = key("c", "probe:e0")
+    assert await one.claim("e0", 60)
+    other.renew("e0", 600)
+    one.renew("e0", 200)
+    await until(lambda: 60 < server.client.ttl(place) <= 200)
+    assert not await other.claim("e0", 60)
+    server.client.delete(place)
+    one.renew("e0", 200)
+    other.renew("e1", 200)
+    await asyncio.sleep(0.05)
+    assert not server.client.exists(place, key("c", "probe:e1"))
+
+
 async def test_a_client_that_leaves_during_the_claim_leaves_nothing(
     links: Links, server: RedisServer
 ) -> None:
