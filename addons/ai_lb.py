@@ -102,7 +102,11 @@ class AiLb(Lifecycle):
         )
         # Taken before the wait, in which a reload may rename the route: what matched is what holds.
         settings_of = runtime.settings
-        placed = await balancer.route(asked, started=started)
+        try:
+            placed = await balancer.route(asked, started=started)
+        except RouteError as error:
+            error.model = asked.model
+            raise
         try:
             settings = settings_of[placed.route]
             method = request.method
@@ -126,7 +130,9 @@ class AiLb(Lifecycle):
         flow.response = response_of(error, flow.request)
         if self._draining:
             flow.response.headers["connection"] = "close"
-        flow.metadata[METADATA] = record.refused(error, host=asked_host(flow))
+        flow.metadata[METADATA] = record.refused(
+            error, host=asked_host(flow), path=plain_path(flow.request.path)
+        )
         flow.comment = record.line(flow.metadata[METADATA])
         if self._runtime:
             self._runtime.stats.refused(error.code)

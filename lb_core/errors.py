@@ -77,6 +77,8 @@ class RouteError(AiLbError):
         super().__init__(message)
         self.message = message
         self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
+        self.model: str | None = None
+        """What was asked for, where that was read; for the record, not for the client."""
 
 
 class Malformed(RouteError):

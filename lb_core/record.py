@@ -41,8 +41,8 @@ def opened(placement: Placement, *, host: str) -> Record:
     }
 
 
-def refused(error: RouteError, *, host: str) -> Record:
-    """A request that was not placed, and why."""
+def refused(error: RouteError, *, host: str, path: str) -> Record:
+    """A request that was not placed, and why; host, path and model are what routes match."""
     return {
         "route": None,
         "cluster": None,
@@ -50,7 +50,9 @@ def refused(error: RouteError, *, host: str) -> Record:
         "endpoint": None,
         "reason": error.code,
         "detail": error.message,
+        "model": error.model,
         "host": host,
+        "path": path,
         "candidates": [],
         "out": {},
         "panic": False,

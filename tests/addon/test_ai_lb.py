@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,20 @@ async def test_the_decision_is_exposed_only_when_asked_for(tmp_path: Path) -> No
         async with Proxy(tmp_path, one_cluster(engine)) as proxy:
             head, _ = await send(proxy, b"{}")
             assert b"x-ai-lb" not in head
+
+
+async def test_the_record_of_what_no_route_takes_says_what_routes_match(tmp_path: Path) -> None:
+    keeper = Keeper()
+    async with ScriptedEngine(engines.answer) as engine:
+        config = one_cluster(engine, routes=[{"cluster": "c", "match": {"models": ["other"]}}])
+        async with Proxy(tmp_path, config, keeper) as proxy:
+            async with httpx.AsyncClient() as client:
+                url = proxy.url + "/v1/chat/completions?key=secret"
+                assert (await client.post(url, json=CHAT, headers={"host": "api.test"})).status_code == 404
+            await until(lambda: keeper.flows, "the flow ended")
+    record = keeper.flows[0].metadata["ai_lb"]
+    assert (record["reason"], record["outcome"]["status"]) == ("no_route", 404)
+    assert (record["model"], record["host"], record["path"]) == ("m", "api.test", "/v1/chat/completions")
 
 
 async def test_the_record_is_plain_and_survives_saving(tmp_path: Path) -> None:
