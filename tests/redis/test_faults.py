@@ -33,8 +33,7 @@ async def loaded(fleet: Fleet, config: RedisConfig) -> None:
     for _ in range(BALANCERS):
         await fleet.add(config)
     fleet.load()
-    await asyncio.sleep(0.6)
-    assert len(fleet.held) > 20
+    await until(lambda: len(fleet.held) > 20)
 
 
 async def settles(
@@ -65,7 +64,7 @@ async def test_the_server_is_killed_and_comes_back_empty(
     await loaded(fleet, own_server.config)
     own_server.kill()
     await asyncio.sleep(1.5)
-    assert sum(store.stats.fallbacks for store in fleet.stores) > 50
+    await until(lambda: sum(store.stats.fallbacks for store in fleet.stores) > 50)
     own_server.start()
     await settles(fleet, own_server)
     away = [record.levelname for record in caplog.records if record.name == "lb_core.stores.link"]
@@ -116,8 +115,8 @@ async def test_the_memory_is_full(
     await loaded(fleet, own_server.config)
     own_server.client.config_set("maxmemory", "1mb")
     await asyncio.sleep(1.5)
+    await until(lambda: sum(store.stats.fallbacks for store in fleet.stores) > 50)
     own_server.client.config_set("maxmemory", "0")
-    assert sum(store.stats.fallbacks for store in fleet.stores) > 50
     await settles(fleet, own_server)
     assert "answers OOM" in caplog.text
 
@@ -176,8 +175,8 @@ async def test_the_password_changes(
     own_server.client.config_set("requirepass", "another")
     own_server.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     await asyncio.sleep(1.5)
+    await until(lambda: sum(store.stats.fallbacks for store in fleet.stores) > 50)
     own_server.client.config_set("requirepass", PASSWORD)
-    assert sum(store.stats.fallbacks for store in fleet.stores) > 50
     await settles(fleet, own_server)
     assert "WRONGPASS" in caplog.text
 
