@@ -3,6 +3,16 @@
 from lb_core.types import Choice, Endpoint, Request, Snapshot
 
 
+class Clock:
+    """Stands still unless `now` is set, in seconds."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def endpoint(
     name: str = "a", *, weight: float = 1.0, max_in_flight: int | None = None, models: tuple[str, ...] = ()
 ) -> Endpoint:

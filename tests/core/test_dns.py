@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lb_core.dns import Asking, NameWatch, resolve
+from tests.core.build import Clock
 from tests.waiting import until
 
 QUICK_S = 0.01
@@ -21,14 +22,6 @@ QUICK_S = 0.01
 async def some_looks() -> None:
     """As long as a watch takes for at least five questions on an idle machine."""
     await asyncio.sleep(10 * QUICK_S)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Resolver:

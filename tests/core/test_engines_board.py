@@ -8,20 +8,14 @@ from lb_core.engines.board import PAGE, Board
 from lb_core.engines.model import LATE, EngineMetrics, Observation, Scrape
 from lb_core.engines.shares import RecentChoices
 from lb_core.engines.watch import Change
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.core.build import Clock
 
 
 class Desk:
     """A board, its clock and what it told."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = Clock(100.0)
         self.changes: list[tuple[str, Change]] = []
         self.pages: list[tuple[str, bool]] = []
         self.board = Board(

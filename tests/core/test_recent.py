@@ -3,14 +3,7 @@
 import pytest
 
 from lb_core.recent import Pace, Recent
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.core.build import Clock
 
 
 def test_what_is_older_than_ten_seconds_does_not_count() -> None:

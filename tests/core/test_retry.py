@@ -17,14 +17,7 @@ from lb_core.retry import (
     error_of,
     repeatable,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.core.build import Clock
 
 
 def retries(

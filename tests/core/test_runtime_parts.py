@@ -19,6 +19,7 @@ from lb_core.health import News, State
 from lb_core.prefix.finder import Found
 from lb_core.runtime import Runtime
 from lb_core.types import Ending, Outcome, Placement
+from tests.core.build import Clock
 from tests.waiting import free_port, until
 
 
@@ -51,13 +52,6 @@ async def place(runtime: Runtime) -> Placement:
 
 def names_of_tasks() -> list[str]:
     return [task.get_name() for task in tasks._running]
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 # -- a reload ---------------------------------------------------------------------------------------

@@ -14,21 +14,13 @@ from hypothesis import strategies as st
 from lb_core.policies.cluster_metrics import ClusterMetrics
 from lb_core.services import RECENT_CHOICES, Service, ServiceBoard
 from lb_core.types import Ending, Outcome
-from tests.core.build import request
+from tests.core.build import Clock, request
 
 type Mode = Literal["LeastBusy", "LeastTotalLatency", "LeastFirstTokenLatency"]
 LATENCY_MODES: tuple[Mode, ...] = ("LeastTotalLatency", "LeastFirstTokenLatency")
 GOLDEN = 0.6180339887498949
 GOOD = Outcome(Ending.COMPLETE, 200, duration_s=2.0)
 FAILED = Outcome(Ending.UPSTREAM_FAILED, error="connect failed")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def board(

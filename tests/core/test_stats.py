@@ -11,16 +11,10 @@ from lb_core.engines.board import Board, _Engine
 from lb_core.runtime import Runtime
 from lb_core.stats import Stats
 from lb_core.types import Ending, Outcome, Placement
+from tests.core.build import Clock
 from tests.waiting import until
 
 DONE = Outcome(Ending.COMPLETE, status=200, ttft_s=0.1, duration_s=0.2)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def page(stats: Stats) -> str:

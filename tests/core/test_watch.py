@@ -12,6 +12,7 @@ import pytest
 
 from lb_core.errors import ConfigError, Problem
 from lb_core.watch import FileWatch, Stamp
+from tests.core.build import Clock
 from tests.waiting import until
 
 QUICK_S = 0.01
@@ -20,14 +21,6 @@ QUICK_S = 0.01
 async def some_looks() -> None:
     """As long as a watch takes for at least five looks on an idle machine."""
     await asyncio.sleep(10 * QUICK_S)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Rig:
