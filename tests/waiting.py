@@ -8,21 +8,25 @@ from collections.abc import Callable
 
 _WHAT = "what was waited for"
 _ANY = random.SystemRandom()  # tests draw the same numbers, but must not get the same ports
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A loopback port that nobody has.
+    """A loopback port that nobody has, and another one each time.
 
     It is below those that the kernel gives to connections (32768 and above), and so is the bus of a Redis
     cluster 10,000 above it: both stay free.
     """
     while True:
         port = _ANY.randrange(12_000, 22_000)
+        if port in _given:  # and is not bound yet
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        _given.add(port)
         return port
 
 

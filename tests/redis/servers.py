@@ -38,6 +38,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
         )
         wait_until(self.answers)
+        assert self._process.poll() is None, f"somebody else has port {self.port}"
         return self
 
     def answers(self) -> bool:
