@@ -41,7 +41,7 @@ class FailoverHooks:
         self._exchanges = exchanges
         self._by_client = by_client
         self._balancer: Balancer | None = None
-        self._watched: set[str] = set()
+        self._watched: set[Endpoint] = set()
         """Endpoints that refused, whose streams are looked at soon."""
         self._timeouts = ConnectTimeouts(self._connect_timeout_s)
 
@@ -91,10 +91,10 @@ class FailoverHooks:
         seen = {
             flow_id: exchange.events
             for flow_id, exchange in self._exchanges.items()
-            if exchange.placement.endpoint.name == endpoint.name and exchange.events is not None
+            if exchange.placement.endpoint == endpoint and exchange.events is not None
         }
-        if seen and endpoint.name not in self._watched:
-            self._watched.add(endpoint.name)
+        if seen and endpoint not in self._watched:
+            self._watched.add(endpoint)
             spawn(self._close_silent(endpoint, seen), name=f"silent streams of {endpoint.name}")
 
     async def _close_silent(self, endpoint: Endpoint, seen: Mapping[str, int | None]) -> None:
@@ -103,10 +103,10 @@ class FailoverHooks:
             if await _accepts(endpoint):  # one that restarts its front end, or refused for a moment
                 return
         finally:
-            self._watched.discard(endpoint.name)
+            self._watched.discard(endpoint)
         for flow_id, events in seen.items():
             exchange = self._exchanges.get(flow_id)
-            if exchange is None or exchange.placement.endpoint.name != endpoint.name:
+            if exchange is None or exchange.placement.endpoint != endpoint:
                 continue
             if exchange.events == events:
                 logger.debug("ai-lb: a silent stream of %s, which refuses connections, is cut", endpoint.name)

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from mitmproxy import http
 
-from lb_core.types import Outcome, Placement
+from addons.failover.hooks import FailoverHooks
+from lb_core.types import Endpoint, Outcome, Placement
 from tests.addon import engine as engines
 from tests.addon.engine import SSE_END, SSE_HEAD, Script, ScriptedEngine, chunk
 from tests.addon.failover_rig import rst
@@ -276,6 +278,24 @@ async def test_the_silent_streams_of_an_endpoint_that_refuses_are_cut(
             await until(lambda: len(its.ended) == 2, "both have ended")
 
 
+async def test_the_silent_streams_of_another_endpoint_of_the_same_name_are_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Files with endpoints of two clusters may have one name for two.
+    monkeypatch.setattr("addons.failover.hooks._SILENT_S", 0)
+    ended: list[str] = []
+    monkeypatch.setattr("addons.failover.hooks.cut", ended.append)
+    refuses, other = (Endpoint("a", "http", "127.0.0.1", free_port()) for _ in range(2))
+    exchanges: Any = {
+        number: SimpleNamespace(flow=number, events=1, placement=SimpleNamespace(endpoint=endpoint))
+        for number, endpoint in (("1", refuses), ("2", other))
+    }
+    hooks = FailoverHooks(exchanges, {})
+    hooks._watch_silent(refuses)
+    await until(lambda: not hooks._watched, "it was looked at")
+    assert ended == ["1"]
+
+
 async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +315,7 @@ async def test_the_silent_streams_of_an_endpoint_that_is_reached_again_are_not_c
             await reader.readuntil(b"\n\n")
             engine._server.close()
             assert (await client.get(proxy.url)).status_code == 503
-            assert proxy.addon.failover._watched == {"scripted"}
+            assert [each.name for each in proxy.addon.failover._watched] == ["scripted"]
             engine._server = await asyncio.start_server(engine._serve, "127.0.0.1", engine.port)
             await until(lambda: not proxy.addon.failover._watched, "it was looked at")
             await until(lambda: engine.open == 1, "only the stream is open there")
